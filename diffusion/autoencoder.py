@@ -1,0 +1,231 @@
+"""Images <=> latents: the autoencoder of latent diffusion (Rombach et al. 2022), diffusers' AutoencoderKL.
+
+It owns the scale and shift that bring its latents near unit variance; nothing outside this file knows them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion.blocks import Attention, Downsample, ResBlock, Upsample, tokens, zero
+from diffusion.config import Config
+
+EPS = 1e-6  # of every group normalisation here
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(Config):
+    """diffusers' AutoencoderKL configuration, field by field; the defaults are Stable Diffusion 1.x's."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)  # one a level, the finest first
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    sample_size: int = 512  # pixels a side in training
+
+    CLASS: ClassVar[str] = "AutoencoderKL"
+    FIXED: ClassVar[Mapping[str, Any]] = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"force_upcast"})  # the caller chooses the dtype
+
+    def __post_init__(self) -> None:
+        self.check_groups(self.block_out_channels, self.norm_num_groups)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        values = dict(values)
+        for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            for name in values.pop(key, ()):
+                if name != known:
+                    raise ValueError(f"AutoencoderKL with {name!r} in {key} is not supported; only {known!r} is.")
+        return super().from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        levels = len(self.block_out_channels)
+        types = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
+        return super().to_dict() | types
+
+
+class Autoencoder(nn.Module):
+    """Images [B, 3, H, W] in [-1, 1] <=> latents [B, channels, H / factor, W / factor]."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.config = config
+        self.channels = config.latent_channels
+        self.factor = 2 ** (len(config.block_out_channels) - 1)  # pixels a latent side
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * self.channels, 2 * self.channels, 1) if config.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(self.channels, self.channels, 1) if config.use_post_quant_conv else None
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the posterior q(z | image), each [B, channels, h, w], not yet scaled.
+
+        Raises ValueError when a side of the images is not a multiple of `factor`.
+        """
+        height, width = images.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"images of {width}x{height} pixels do not divide into latents; "
+                             f"both sides must be multiples of {self.factor}.")
+        h = self.encoder(images)
+        if self.quant_conv is not None:
+            h = self.quant_conv(h)
+        mean, logvar = h.chunk(2, dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def scale(self, z: Tensor) -> Tensor:
+        """z as `moments` describes it => latents, near unit variance."""
+        return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images => latents: the scaled posterior mean."""
+        mean, _ = self.moments(images)
+        return self.scale(mean)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents => images, near [-1, 1] but not clamped."""
+        z = latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
+        if self.post_quant_conv is not None:
+            z = self.post_quant_conv(z)
+        return self.decoder(z)
+
+
+class PixelSpace(nn.Module):
+    """The autoencoder of a model that has none: its latents are the pixels, and diffusion is plain DDPM."""
+
+    factor = 1
+    channels = 3
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images, torch.full_like(images, LOGVAR_RANGE[0])
+
+    def scale(self, z: Tensor) -> Tensor:
+        return z
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class Encoder(nn.Module):
+    """images => mean and log-variance: levels of residual blocks, each but the last halving the sides."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        channels, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        entering = (channels[0], *channels)
+        self.down_blocks = nn.ModuleList(
+            DownLevel(a, b, config.layers_per_block, groups, last=level == len(channels) - 1)
+            for level, (a, b) in enumerate(zip(entering, channels, strict=False))
+        )
+        self.mid_block = Middle(channels[-1], groups, config.mid_block_add_attention)
+        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], EPS)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """latents => images: the encoder's mirror, with one residual block more a level."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        channels, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.mid_block = Middle(channels[0], groups, config.mid_block_add_attention)
+        entering = (channels[0], *channels)
+        self.up_blocks = nn.ModuleList(
+            UpLevel(a, b, config.layers_per_block + 1, groups, last=level == len(channels) - 1)
+            for level, (a, b) in enumerate(zip(entering, channels, strict=False))
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], EPS)
+        self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        x = self.mid_block(x)
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def residual_blocks(in_channels: int, out_channels: int, count: int, groups: int) -> nn.ModuleList:
+    """`count` residual blocks in a row, of which the first changes the width."""
+    widths = [in_channels] + [out_channels] * count
+    return nn.ModuleList(ResBlock(a, b, groups, EPS) for a, b in zip(widths, widths[1:], strict=False))
+
+
+class DownLevel(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, last: bool):
+        super().__init__()
+        self.resnets = residual_blocks(in_channels, out_channels, layers, groups)
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(out_channels, padding=0)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+        return x
+
+
+class UpLevel(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, last: bool):
+        super().__init__()
+        self.resnets = residual_blocks(in_channels, out_channels, layers, groups)
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(out_channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        for upsample in self.upsamplers:
+            x = upsample(x, (2 * x.shape[-2], 2 * x.shape[-1]))
+        return x
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block, at the coarsest level."""
+
+    def __init__(self, channels: int, groups: int, attention: bool):
+        super().__init__()
+        self.resnets = residual_blocks(channels, channels, 2, groups)
+        self.attentions = nn.ModuleList([PixelAttention(channels, groups)] if attention else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets[0](x)
+        for attention in self.attentions:
+            x = attention(x)
+        return self.resnets[1](x)
+
+
+class PixelAttention(Attention):
+    """Self-attention with one head over the pixels of a feature map, normalised and residual."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__(channels, heads=1, bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, EPS)
+        zero(self.to_out)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        h = super().forward(tokens(self.group_norm(x)))  # [B, h w, C]
+        return x + h.transpose(1, 2).unflatten(2, x.shape[-2:])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion.blocks import Attention, Downsample, ResBlock, Upsample, tokens, zero
+from diffusion.blocks import Attention, Downsample, ResBlock, Upsample, pixels, tokens, zero
 from diffusion.config import Config
 
 EPS = 1e-6  # of every group normalisation here
@@ -20,12 +20,12 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @dataclass(frozen=True)
 class AutoencoderConfig(Config):
-    """diffusers' AutoencoderKL configuration, field by field; the defaults are Stable Diffusion 1.x's."""
+    """diffusers' AutoencoderKL configuration, field by field; the defaults are diffusers' own."""
 
     in_channels: int = 3
     out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)  # one a level, the finest first
-    layers_per_block: int = 2
+    block_out_channels: tuple[int, ...] = (64,)  # one a level, the finest first
+    layers_per_block: int = 1
     latent_channels: int = 4
     norm_num_groups: int = 32
     mid_block_add_attention: bool = True
@@ -33,7 +33,7 @@ class AutoencoderConfig(Config):
     use_post_quant_conv: bool = True
     scaling_factor: float = 0.18215
     shift_factor: float | None = None
-    sample_size: int = 512  # pixels a side in training
+    sample_size: int = 32  # pixels a side in training
 
     CLASS: ClassVar[str] = "AutoencoderKL"
     FIXED: ClassVar[Mapping[str, Any]] = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
@@ -228,4 +228,4 @@ class PixelAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         h = super().forward(tokens(self.group_norm(x)))  # [B, h w, C]
-        return x + h.transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + pixels(h, x.shape[-2:])

@@ -3,8 +3,10 @@
 Attributes are named as in diffusers, so that its state dicts load without a map.
 """
 
-import torch.nn.functional as F
+from collections.abc import Sequence
+
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 KeysValues = tuple[Tensor, Tensor]  # each [B, heads, L, channels / heads]
 
@@ -82,10 +84,15 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.conv(F.interpolate(x, size))
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        return self.conv(F.interpolate(x, tuple(size)))
 
 
 def tokens(x: Tensor) -> Tensor:
     """The pixels of a feature map as a sequence: [B, C, h, w] => [B, h w, C], a view."""
     return x.flatten(2).transpose(1, 2)
+
+
+def pixels(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """The inverse of `tokens`: [B, h w, C] => [B, C, h, w], a view."""
+    return x.transpose(1, 2).unflatten(2, sides)

@@ -1,0 +1,340 @@
+"""The network F(x, t, text): a U-Net with cross-attention (Rombach et al. 2022), diffusers' UNet2DConditionModel.
+
+Stable Diffusion 1.x, 2.x and the small models trained here are configurations of it.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion.blocks import Attention, Downsample, KeysValues, ResBlock, Upsample, pixels, tokens, zero
+from diffusion.config import Config
+
+Context = list[KeysValues]  # of every cross-attention, in the order in which the forward pass meets them
+
+
+@dataclass(frozen=True)
+class UNetConfig(Config):
+    """diffusers' UNet2DConditionModel configuration, field by field; the defaults are diffusers' own.
+
+    Levels are listed from the finest. Where a field takes one value or one a level, use `per_level` to read it.
+    """
+
+    sample_size: int | None = None  # latents a side in training
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3  # from the coarsest
+    layers_per_block: int | tuple[int, ...] = 2
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8  # the NUMBER of heads: a misnomer that diffusers keeps
+    cross_attention_dim: int = 1280
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+
+    CLASS: ClassVar[str] = "UNet2DConditionModel"
+    FIXED: ClassVar[Mapping[str, Any]] = {
+        "act_fn": "silu",
+        "addition_embed_type": None,
+        "attention_type": "default",
+        "center_input_sample": False,
+        "class_embed_type": None,
+        "class_embeddings_concat": False,
+        "conv_in_kernel": 3,
+        "conv_out_kernel": 3,
+        "cross_attention_norm": None,
+        "downsample_padding": 1,
+        "dropout": 0.0,
+        "dual_cross_attention": False,
+        "encoder_hid_dim_type": None,
+        "mid_block_scale_factor": 1,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "num_attention_heads": None,
+        "num_class_embeds": None,
+        "only_cross_attention": False,
+        "resnet_out_scale_factor": 1.0,
+        "resnet_skip_time_act": False,
+        "resnet_time_scale_shift": "default",
+        "reverse_transformer_layers_per_block": None,
+        "time_cond_proj_dim": None,
+        "time_embedding_act_fn": None,
+        "time_embedding_dim": None,
+        "time_embedding_type": "positional",
+        "timestep_post_act": None,
+    }
+    IGNORED: ClassVar[frozenset[str]] = frozenset({
+        "addition_embed_type_num_heads",  # these five qualify choices that are refused above
+        "addition_time_embed_dim",
+        "encoder_hid_dim",
+        "mid_block_only_cross_attention",
+        "projection_class_embeddings_input_dim",
+        "upcast_attention",  # fused attention accumulates in float32 by itself
+    })
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        kinds = {"down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D"},
+                 "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D"}}
+        for field, known in kinds.items():
+            names = getattr(self, field)
+            if len(names) != levels:
+                raise ValueError(f"{field} names {len(names)} levels; block_out_channels has {levels}.")
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{name!r} in {field} is not supported; expected {' or '.join(sorted(known))}.")
+        for field in ("layers_per_block", "transformer_layers_per_block", "attention_head_dim"):
+            for value in self.per_level(field):
+                if not isinstance(value, int):
+                    raise ValueError(f"{field}={value!r} in a level is not supported; expected an integer.")
+        if not isinstance(self.cross_attention_dim, int):
+            raise ValueError(f"cross_attention_dim={self.cross_attention_dim!r} is not supported; expected an integer.")
+        self.check_groups(self.block_out_channels, self.norm_num_groups)
+        for channels, heads in zip(self.block_out_channels, self.per_level("attention_head_dim"), strict=True):
+            if channels % heads:
+                raise ValueError(f"block_out_channels {channels} do not divide among {heads} heads; "
+                                 "attention_head_dim is the number of heads.")
+
+    def per_level(self, field: str) -> tuple[int, ...]:
+        """The field's value at each level. Raises ValueError where their number is not that of the levels."""
+        value, levels = getattr(self, field), len(self.block_out_channels)
+        values = value if isinstance(value, tuple) else (value,) * levels
+        if len(values) != levels:
+            raise ValueError(f"{field}={value!r} gives {len(values)} levels; block_out_channels has {levels}.")
+        return values
+
+
+class UNet(nn.Module):
+    """Noisy latents, timesteps and text => the network's raw prediction, of the latents' shape."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        levels = [Level.of(config, index) for index in range(len(config.block_out_channels))]
+        finest, coarsest = levels[0], levels[-1]
+
+        width = finest.channels  # of the feature map, as it passes from module to module
+        skips = [width]  # widths of the feature maps that the way down leaves for the way up
+        self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
+        self.time_embedding = TimeEmbedding(width, finest.time_channels, config)
+        self.down_blocks = nn.ModuleList()
+        for level, kind in zip(levels, config.down_block_types, strict=True):
+            self.down_blocks.append(Down(level, width, "CrossAttn" in kind, downsample=level is not coarsest))
+            width = level.channels
+            skips += [width] * (level.layers + (level is not coarsest))
+        self.mid_block = Middle(coarsest)
+        self.up_blocks = nn.ModuleList()
+        for level, kind in zip(reversed(levels), config.up_block_types, strict=True):
+            joined = [skips.pop() for _ in range(level.layers + 1)]
+            self.up_blocks.append(Up(level, width, joined, "CrossAttn" in kind, upsample=level is not finest))
+            width = level.channels
+        assert not skips
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, width, config.norm_eps)
+        self.conv_out = zero(nn.Conv2d(width, config.out_channels, 3, padding=1))
+
+    def context(self, text: Tensor) -> Context:
+        """Keys and values of the text [B, L, D] in every cross-attention.
+
+        They depend on neither x nor t: sampling computes them once a picture and passes them in the text's place.
+        """
+        return [block.attn2.keys_values(text) for block in self.modules() if isinstance(block, TransformerBlock)]
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor | Context) -> Tensor:
+        """x [B, C, h, w], timesteps t [B] (fractional ones too), text [B, L, D] or its context => [B, C, h, w]."""
+        context = iter(self.context(text) if isinstance(text, Tensor) else text)
+        time = F.silu(self.time_embedding(t))  # [B, T]; every residual block begins by activating it
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x = block(x, time, context, skips)
+        x = self.mid_block(x, time, context)
+        for block in self.up_blocks:
+            x = block(x, time, context, skips)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+@dataclass(frozen=True)
+class Level:
+    """What one level of the U-Net is made of; it makes its modules."""
+
+    channels: int
+    layers: int
+    depth: int  # transformer blocks in a transformer
+    heads: int
+    time_channels: int
+    text_channels: int
+    groups: int
+    eps: float
+    linear: bool
+
+    @classmethod
+    def of(cls, config: UNetConfig, index: int) -> Self:
+        return cls(
+            channels=config.block_out_channels[index],
+            layers=config.per_level("layers_per_block")[index],
+            depth=config.per_level("transformer_layers_per_block")[index],
+            heads=config.per_level("attention_head_dim")[index],
+            time_channels=4 * config.block_out_channels[0],
+            text_channels=config.cross_attention_dim,
+            groups=config.norm_num_groups,
+            eps=config.norm_eps,
+            linear=config.use_linear_projection,
+        )
+
+    def resnet(self, in_channels: int) -> ResBlock:
+        return ResBlock(in_channels, self.channels, self.groups, self.eps, self.time_channels)
+
+    def resnets(self, widths: Iterable[int]) -> nn.ModuleList:
+        return nn.ModuleList(self.resnet(width) for width in widths)
+
+    def transformers(self, count: int) -> nn.ModuleList:
+        return nn.ModuleList(Transformer(self) for _ in range(count))
+
+
+class Down(nn.Module):
+    """Residual blocks, each followed by a transformer where the level attends; then half the sides."""
+
+    def __init__(self, level: Level, in_channels: int, attends: bool, downsample: bool):
+        super().__init__()
+        self.resnets = level.resnets([in_channels] + [level.channels] * (level.layers - 1))
+        self.attentions = level.transformers(level.layers if attends else 0)
+        self.downsamplers = nn.ModuleList([Downsample(level.channels, padding=1)] if downsample else [])
+
+    def forward(self, x: Tensor, time: Tensor, context: Iterator[KeysValues], skips: list[Tensor]) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+            skips.append(x)
+        return x
+
+
+class Middle(nn.Module):
+    """Residual block, transformer, residual block, at the coarsest level."""
+
+    def __init__(self, level: Level):
+        super().__init__()
+        self.resnets = level.resnets([level.channels] * 2)
+        self.attentions = level.transformers(1)
+
+    def forward(self, x: Tensor, time: Tensor, context: Iterator[KeysValues]) -> Tensor:
+        x = self.resnets[0](x, time)
+        x = self.attentions[0](x, context)
+        return self.resnets[1](x, time)
+
+
+class Up(nn.Module):
+    """The mirror of Down: every residual block also sees the feature map that the way down left for it."""
+
+    def __init__(self, level: Level, in_channels: int, skips: list[int], attends: bool, upsample: bool):
+        super().__init__()
+        widths = [in_channels] + [level.channels] * (len(skips) - 1)
+        self.resnets = level.resnets(width + skip for width, skip in zip(widths, skips, strict=True))
+        self.attentions = level.transformers(len(skips) if attends else 0)
+        self.upsamplers = nn.ModuleList([Upsample(level.channels)] if upsample else [])
+
+    def forward(self, x: Tensor, time: Tensor, context: Iterator[KeysValues], skips: list[Tensor]) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), time)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+        for upsample in self.upsamplers:
+            x = upsample(x, skips[-1].shape[-2:])  # not twice x: a side that was odd has lost a half on the way down
+        return x
+
+
+class TimeEmbedding(nn.Module):
+    """Timesteps [B] => [B, T]: sinusoids (Vaswani et al. 2017, section 3.5), then a small MLP."""
+
+    def __init__(self, channels: int, out_channels: int, config: UNetConfig):
+        super().__init__()
+        self.half = channels // 2
+        self.freq_shift = config.freq_shift
+        self.flip_sin_to_cos = config.flip_sin_to_cos
+        self.linear_1 = nn.Linear(channels, out_channels)
+        self.linear_2 = nn.Linear(out_channels, out_channels)
+
+    def forward(self, t: Tensor) -> Tensor:
+        exponents = torch.arange(self.half, device=t.device) / (self.half - self.freq_shift)
+        angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)  # [B, half]
+        waves = [angles.cos(), angles.sin()] if self.flip_sin_to_cos else [angles.sin(), angles.cos()]
+        h = torch.cat(waves, dim=1).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(h)))
+
+
+class Transformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map, between two projections; the whole is residual."""
+
+    def __init__(self, level: Level):
+        super().__init__()
+        channels = level.channels
+        project = (lambda: nn.Linear(channels, channels)) if level.linear else (lambda: nn.Conv2d(channels, channels, 1))
+        self.norm = nn.GroupNorm(level.groups, channels, 1e-6)
+        self.proj_in = project()
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(level) for _ in range(level.depth))
+        self.proj_out = zero(project())
+        self.linear = level.linear
+
+    def forward(self, x: Tensor, context: Iterator[KeysValues]) -> Tensor:
+        sides = x.shape[-2:]
+        # SD 1.x projects by 1x1 convolutions, later models by linear layers: the same maps, on either side of `tokens`.
+        h = self.norm(x)
+        h = self.proj_in(tokens(h)) if self.linear else tokens(self.proj_in(h))  # [B, h w, C]
+        for block in self.transformer_blocks:
+            h = block(h, next(context))
+        h = pixels(self.proj_out(h), sides) if self.linear else self.proj_out(pixels(h, sides))
+        return x + h
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the text, feed-forward; each normalised before and residual."""
+
+    def __init__(self, level: Level):
+        super().__init__()
+        channels = level.channels
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, level.heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, level.heads, level.text_channels)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: KeysValues) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class FeedForward(nn.Module):
+    """The gated MLP, GEGLU (Shazeer 2020), four times as wide as the tokens."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        # The Identity keeps the place, and so the key names, of diffusers' dropout.
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class GEGLU(nn.Module):
+    """value * gelu(gate), both linear in x."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)

@@ -27,7 +27,8 @@ class ImageConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} does not divide into patches: make it a multiple of {self.patch_size}"
+                f"image_size {self.image_size} does not divide into patches: "
+                f"make it a multiple of {self.patch_size}"
             )
 
 

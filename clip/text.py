@@ -66,9 +66,9 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor, skip: int = 0) -> TextOutput:
         """Encode ids [B, L], L at most `config.length`.
 
-        `skip` leaves that many last layers out of `tokens`: 0 gives the last layer's output, 1 the penultimate's,
-        with the final norm after either, as Stable Diffusion 1.x does. `pooled` always comes from the whole
-        stack: it is the embedding at the first end token, which alone has seen all of the text.
+        `skip` leaves that many last layers out of `tokens`: 0 gives the last layer's output, 1 the one
+        before, each followed by the final norm, as in Stable Diffusion 1.x. `pooled` always comes from the
+        whole stack: it is the embedding at the first end token, where all of the text has been seen.
         """
         layers, length = self.config.layers, ids.shape[1]
         if length > self.config.length:

@@ -1,7 +1,7 @@
 """The Transformer: a stack of pre-norm residual blocks over a sequence of vectors.
 
-Vaswani et al., "Attention Is All You Need" (2017); pre-norm as in GPT-2 and CLIP. Where the vectors come from
-(tokens or patches) and what is read off the result is the business of the towers, `clip.text` and `clip.image`.
+Vaswani et al., "Attention Is All You Need" (2017); pre-norm as in GPT-2 and CLIP. Where the vectors come
+from, and what is read off the result, is the business of the towers: `clip.text` and `clip.image`.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide into heads: make it a multiple of {self.heads}")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}: change either")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is unknown: choose {' or '.join(ACTIVATIONS)}")
 

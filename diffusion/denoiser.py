@@ -1,0 +1,94 @@
+"""A trained network as a denoiser, (x, sigma, text) => x0, and the loss that trains it.
+
+Networks differ in what they predict. Each prediction is one line of a table, in the form of Karras et al. 2022,
+equation 7; sampling and training read the same three coefficients:
+
+    x0 = c_skip * x + c_out * F(c_in * x, t, text)        where x = x0 + sigma * eps
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.noise import Noise
+
+Network = Callable[[Tensor, Tensor, Any], Tensor]  # (x [B, C, h, w], t [B], text) => [B, C, h, w]
+
+# prediction type: what F is, and sigma => (c_in, c_skip, c_out)
+PREDICTION_TYPES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+    # eps (Ho et al. 2020)
+    "epsilon": lambda s: (1 / (1 + s**2).sqrt(), torch.ones_like(s), -s),
+    # (eps - sigma * x0) / sqrt(1 + sigma^2) (Salimans & Ho 2022, appendix D)
+    "v_prediction": lambda s: (1 / (1 + s**2).sqrt(), 1 / (1 + s**2), -s / (1 + s**2).sqrt()),
+    # x0
+    "sample": lambda s: (1 / (1 + s**2).sqrt(), torch.zeros_like(s), torch.ones_like(s)),
+    # eps - x0 (Liu et al. 2022)
+    "flow_prediction": lambda s: (1 / (1 + s), 1 / (1 + s), -s / (1 + s)),
+}
+
+
+def coefficients(prediction_type: str, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """c_in, c_skip and c_out at each sigma, float64, of sigma's shape."""
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type is {prediction_type!r}; expected {' or '.join(PREDICTION_TYPES)}.")
+    return PREDICTION_TYPES[prediction_type](sigma.to(torch.float64))
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """D(x, sigma, text) => x0. The network runs in `dtype`; all around it stays in x's own precision."""
+
+    network: Any  # a Network that may also have `context(text)`
+    noise: Noise
+    prediction_type: str
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, x: Tensor, sigma: Tensor | float, text: Any) -> Tensor:
+        """The expected x0 of x [B, C, h, w], all at one sigma; `text` is what the network takes."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float64)
+        c_in, c_skip, c_out = (c.item() for c in coefficients(self.prediction_type, sigma))
+        t = torch.full(x.shape[:1], self.noise.timestep(sigma).item(), device=x.device)  # [B]
+        prediction = self.network((c_in * x).to(self.dtype), t, text)
+        return c_skip * x + c_out * prediction.to(x.dtype)
+
+    def context(self, text: Tensor) -> Any:
+        """What the network computes once of `text` [B, L, D] for all steps; if nothing, the text."""
+        return self.network.context(text) if hasattr(self.network, "context") else text
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The mean squared error of the network's prediction, per sample.
+
+    With `min_snr_gamma` each sample's error is weighted as if the network predicted x0 and the loss were
+    min(SNR, gamma) times that (Hang et al. 2023, section 3.4): c_out^2 carries one error to the other.
+    """
+
+    noise: Noise
+    prediction_type: str
+    min_snr_gamma: float | None = None
+
+    def __call__(self, network: Network, x0: Tensor, eps: Tensor, t: Tensor, text: Any) -> Tensor:
+        """The loss [B] of clean latents x0, unit noise eps [B, C, h, w] and times t [B] (`Noise.quantile`)."""
+        sigma = self.noise.sigma(t)  # [B]
+        c_in, c_skip, c_out = (per_sample(c, x0) for c in coefficients(self.prediction_type, sigma))
+        x = x0 + per_sample(sigma, x0) * eps
+        target = (x0 - c_skip * x) / c_out  # Karras et al. 2022, equation 8
+        prediction = network(c_in * x, t.to(x0.device), text)
+        error = (prediction.float() - target).square().flatten(1).mean(1)  # [B]
+        if self.min_snr_gamma is None:
+            return error
+        snr = sigma**-2
+        return error * (snr.clamp(max=self.min_snr_gamma).to(error) * c_out.flatten() ** 2)
+
+
+def logit_normal(normal: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Numbers in (0, 1) for `Noise.quantile` from standard normal ones (Esser et al. 2024, section 3.1)."""
+    return torch.sigmoid(mean + std * normal)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like).view(-1, *[1] * (like.dim() - 1))  # [B] => [B, 1, 1, 1]

@@ -1,1 +1,1 @@
-"""Images and captions => weights: the data, the training loop, and one module for each network that is trained."""
+"""Images and captions => weights: the data, the training loop, a module for each network that is trained."""

@@ -1,4 +1,4 @@
-"""What is said of a picture: one thing's name, style and background in words, English or Japanese, drawn anew each time."""
+"""What is said of an emoji: its name, style and background in English or Japanese, drawn anew each time."""
 
 import random
 import re
@@ -38,39 +38,37 @@ STYLE_WORDS = {
 ENGLISH = 0.6  # the rest is Japanese
 PLAIN = 0.5  # captions without a word on style: a bare name must do for any style
 
-MASS = frozenset(
-    "bacon bread broccoli butter cheese coral fire fog food garlic ginger ice meat milk oden popcorn rice sake salt "
-    "spaghetti sushi thread wood yarn badminton baseball bowling cricket curling hockey".split()
-)
+UNCOUNTED = frozenset({
+    "bacon", "bread", "broccoli", "butter", "coral", "fire", "food", "garlic", "ice", "meat", "oden", "popcorn",
+    "rice", "sake", "salt", "shaved ice", "spaghetti", "sushi", "thread", "wood", "yarn",
+})  # fmt: skip
 NO_PLURAL = re.compile(r"(ss|us|tennis|lens)$")
 SOUNDS_CONSONANT = re.compile(r"(uni|use|uti|eu|ewe|one)", re.IGNORECASE)
 SOUNDS_VOWEL = re.compile(r"([aeiou8]|hour|honest|heir|x-)", re.IGNORECASE)
-PLACES = {"Statue of Liberty": "the Statue of Liberty", "Tokyo tower": "Tokyo Tower", "mount fuji": "Mount Fuji"}
 
 
 def caption(thing: Thing, style: str, background: Colour | None, rng: random.Random) -> str:
-    """A caption of `thing` in `style`; about one in three is the name alone. A `background` of None goes unmentioned."""
+    """A caption of `thing` in `style`; about one in three is the name alone. No background, none mentioned."""
     words = english if rng.random() < ENGLISH else japanese
     return words(thing, style, background, rng)
 
 
 def english(thing: Thing, style: str, background: Colour | None, rng: random.Random) -> str:
     roll = rng.random()
+    full = name = with_article(thing.label_en)
     if thing.tags_en and roll < 0.08:
-        name = rng.choice(thing.tags_en)
+        full = name = rng.choice(thing.tags_en)
     elif thing.tags_en and roll < 0.16:
         name = f"{thing.label_en}, {rng.choice(thing.tags_en)}"
     elif roll < 0.45:
         name = thing.label_en
-    else:
-        name = with_article(thing.label_en)
     where = ""
     if background is not None:
         where = rng.choice((f" on {with_article(background.en)} background", f", {background.en} background"))
     if rng.random() < PLAIN:
         return name + where
     manner = rng.choice(STYLE_WORDS[style][0])
-    return rng.choice((f"{with_article(manner)} of {name}{where}", f"{name}{where}, {manner}"))
+    return rng.choice((f"{with_article(manner)} of {full}{where}", f"{name}{where}, {manner}"))
 
 
 def japanese(thing: Thing, style: str, background: Colour | None, rng: random.Random) -> str:
@@ -88,10 +86,8 @@ def japanese(thing: Thing, style: str, background: Colour | None, rng: random.Ra
 
 
 def with_article(noun: str) -> str:
-    """The noun with "a" or "an" where English wants one: not before plurals, stuff, games and proper names."""
-    if noun in PLACES:
-        return PLACES[noun]
+    """The noun with "a" or "an" where English wants one: not before plurals and uncounted stuff."""
     head = re.split(r" (?:with|of|in|on|over|without) ", noun)[0].split()[-1]
-    if head in MASS or (head.endswith("s") and not NO_PLURAL.search(head)):
+    if head in UNCOUNTED or (head.endswith("s") and not NO_PLURAL.search(head)):
         return noun
     return f"{'an' if SOUNDS_VOWEL.match(noun) and not SOUNDS_CONSONANT.match(noun) else 'a'} {noun}"

@@ -1,7 +1,7 @@
 """A trained network as a denoiser, (x, sigma, text) => x0, and the loss that trains it.
 
-Networks differ in what they predict. Each prediction is one line of a table, in the form of Karras et al. 2022,
-equation 7; sampling and training read the same three coefficients:
+Networks differ in what they predict. Each prediction is one line of a table, in the form of equation 7 of Karras
+et al. 2022; sampling and training read the same three coefficients:
 
     x0 = c_skip * x + c_out * F(c_in * x, t, text)        where x = x0 + sigma * eps
 """
@@ -72,7 +72,7 @@ class Loss:
     min_snr_gamma: float | None = None
 
     def __call__(self, network: Network, x0: Tensor, eps: Tensor, t: Tensor, text: Any) -> Tensor:
-        """The loss [B] of clean latents x0, unit noise eps [B, C, h, w] and times t [B] (`Noise.quantile`)."""
+        """The loss [B] for clean latents x0 and noise eps [B, C, h, w], at times t [B] (`Noise.quantile`)."""
         sigma = self.noise.sigma(t)  # [B]
         c_in, c_skip, c_out = (per_sample(c, x0) for c in coefficients(self.prediction_type, sigma))
         x = x0 + per_sample(sigma, x0) * eps

@@ -1,9 +1,9 @@
 """The noise process: sigma is the only time coordinate.
 
 A noised sample is x = x0 + sigma * eps ("variance exploding"). What a network was trained on is an adapter to
-that: the discrete betas of DDPM (Ho et al. 2020), with sigma = sqrt((1 - abar) / abar), or rectified flow (Liu et
-al. 2022), with sigma = t / (1 - t). The names and meanings of the configuration are those of diffusers'
-`scheduler_config.json`, so that a model's own schedule puts the same sigmas and times before the network.
+that: the discrete betas of DDPM (Ho et al. 2020), with sigma = sqrt((1 - abar) / abar), or rectified flow (Liu
+et al. 2022), with sigma = t / (1 - t). The names and meanings of the configuration are those of diffusers'
+`scheduler_config.json`: sampled as it asks, a network is shown the same sigmas and times here as there.
 """
 
 import math
@@ -56,7 +56,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         skips_last=True,
         states={"solver_order": 2, "solver_type": "bh2"},
     ),
-    "DDIMScheduler": Scheduler(
+    "DDIMScheduler": Scheduler(  # diffusers' leaves its own grid under `linspace`; here it stays on it
         sampler="ddim",
         knows=frozenset({"rescale_betas_zero_snr", "set_alpha_to_one"}),
         whole_times=True,
@@ -110,7 +110,8 @@ _HONOURED: dict[str, tuple[Any, ...]] = {
 }
 _INERT = {
     *("base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift", "time_shift_type", "flow_shift"),
-    *("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "euler_at_final", "skip_prk_steps"),
+    *("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"),
+    *("euler_at_final", "skip_prk_steps"),
 }
 
 
@@ -141,7 +142,7 @@ class NoiseConfig:
         discrete = ("epsilon", "v_prediction", "sample")
         _one_of("prediction_type", self.prediction_type, ("flow_prediction",) if self.flow else discrete)
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
-            raise ValueError(f"trained_betas holds {len(self.trained_betas)} numbers, not num_train_timesteps.")
+            raise ValueError(f"trained_betas has length {len(self.trained_betas)}, not num_train_timesteps.")
 
     @property
     def flow(self) -> bool:
@@ -156,7 +157,7 @@ class NoiseConfig:
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """The configuration that a `scheduler_config.json` holds.
 
-        Raises ValueError for a scheduler, key or value that would change the picture and is not honoured here.
+        Raises ValueError for a scheduler, key or value that would change the picture and cannot be honoured.
         """
         scheduler = config.get("_class_name", cls.scheduler)
         _one_of("_class_name", scheduler, SCHEDULERS)
@@ -212,8 +213,8 @@ class Noise:
     def timestep(self, sigma: Tensor | float) -> Tensor:
         """The time of each sigma, float64, clamped to the table.
 
-        Between whole times it is linear in log sigma, and so not quite the inverse of `sigma`, which is linear
-        in sigma. diffusers has both; at whole times they agree.
+        Between whole times it is linear in log sigma, and so not quite the inverse of `sigma`, linear in sigma.
+        diffusers has both; they agree at whole times.
         """
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         if self.config.flow:
@@ -222,18 +223,15 @@ class Noise:
         log = sigma.log().clamp(knots[0], knots[-1])
         low = (torch.searchsorted(knots, log, right=True) - 1).clamp(max=self.steps - 2)
         t = low + (log - knots[low]) / (knots[low + 1] - knots[low])
-        if self.config.use_karras_sigmas and SCHEDULERS[self.config.scheduler].whole_times:
-            # diffusers rounds these, except that its DPM-Solver cuts those of the cosine betas.
-            cut = self.config.beta_schedule == "squaredcos_cap_v2" and self.config.sampler == "dpmpp_2m"
-            t = t.floor() if cut else t.round()
-        return t
+        rounds = self.config.use_karras_sigmas and SCHEDULERS[self.config.scheduler].whole_times
+        return t.round() if rounds else t
 
     def quantile(self, q: Tensor) -> Tensor:
         """Training times [B] for numbers q [B] in [0, 1): uniform if q is, and whole ones if discrete."""
         return q * self.steps if self.config.flow else (q * self.steps).long().clamp(max=self.steps - 1)
 
     def start(self, sigma: float) -> float:
-        """What unit noise is multiplied by to be the first x, at `sigma`: the spread of x if x0 has unit spread.
+        """What unit noise is multiplied by to be the first x, at `sigma`: the spread of x if x0's is 1.
 
         Some schedulers of diffusers take sigma alone: 0.2 % less at Stable Diffusion's first sigma, 14.6.
         """
@@ -250,7 +248,7 @@ class Noise:
 
 
 def betas(config: NoiseConfig) -> Tensor:
-    """The variances added at each step (Ho et al. 2020, section 2), [T]; float32, as the tables trained with are."""
+    """The variances added at each step (Ho et al. 2020, section 2) [T], float32 as in training's own tables."""
     steps = config.num_train_timesteps
     if config.trained_betas is not None:
         beta = torch.tensor(config.trained_betas)
@@ -266,7 +264,7 @@ def betas(config: NoiseConfig) -> Tensor:
 
 
 def zero_terminal_snr(beta: Tensor) -> Tensor:
-    """Betas whose last step leaves no signal: sqrt(abar) shifted and scaled (Lin et al. 2024, algorithm 1)."""
+    """Betas whose last step leaves no signal: sqrt(abar) shifted, scaled (Lin et al. 2024, algorithm 1)."""
     root = torch.cumprod(1 - beta, dim=0).sqrt()
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     abar = root**2

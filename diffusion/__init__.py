@@ -1,1 +1,1 @@
-"""Text embedding + noise => latents => image: the networks, the noise process, the samplers and the commands."""
+"""Text embedding + noise => latents => image: networks, noise process, samplers and commands."""

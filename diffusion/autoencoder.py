@@ -5,6 +5,7 @@ It owns the scale and shift that bring its latents near unit variance; nothing o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
@@ -36,6 +37,10 @@ class AutoencoderConfig(Config):
     sample_size: int = 32  # pixels a side in training
 
     CLASS: ClassVar[str] = "AutoencoderKL"
+    BLOCK_TYPES: ClassVar[Mapping[str, str]] = {  # one kind each, so no choice of the configuration
+        "down_block_types": "DownEncoderBlock2D",
+        "up_block_types": "UpDecoderBlock2D",
+    }
     FIXED: ClassVar[Mapping[str, Any]] = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
     IGNORED: ClassVar[frozenset[str]] = frozenset({"force_upcast"})  # the caller chooses the dtype
 
@@ -45,16 +50,15 @@ class AutoencoderConfig(Config):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         values = dict(values)
-        for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        for key, known in cls.BLOCK_TYPES.items():
             for name in values.pop(key, ()):
                 if name != known:
-                    raise ValueError(f"AutoencoderKL with {name!r} in {key} is not supported; only {known!r} is.")
+                    raise ValueError(f"{key} with {name!r} is not supported; expected {known!r}.")
         return super().from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         levels = len(self.block_out_channels)
-        types = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
-        return super().to_dict() | types
+        return super().to_dict() | {key: (known,) * levels for key, known in self.BLOCK_TYPES.items()}
 
 
 class Autoencoder(nn.Module):
@@ -63,12 +67,12 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config = config
-        self.channels = config.latent_channels
+        channels = self.channels = config.latent_channels
         self.factor = 2 ** (len(config.block_out_channels) - 1)  # pixels a latent side
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * self.channels, 2 * self.channels, 1) if config.use_quant_conv else None
-        self.post_quant_conv = nn.Conv2d(self.channels, self.channels, 1) if config.use_post_quant_conv else None
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else None
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the posterior q(z | image), each [B, channels, h, w], not yet scaled.
@@ -128,10 +132,9 @@ class Encoder(nn.Module):
         super().__init__()
         channels, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
-        entering = (channels[0], *channels)
         self.down_blocks = nn.ModuleList(
-            DownLevel(a, b, config.layers_per_block, groups, last=level == len(channels) - 1)
-            for level, (a, b) in enumerate(zip(entering, channels, strict=False))
+            DownLevel(a, b, config.layers_per_block, groups, downsample=level < len(channels))
+            for level, (a, b) in enumerate(pairwise((channels[0], *channels)), start=1)
         )
         self.mid_block = Middle(channels[-1], groups, config.mid_block_add_attention)
         self.conv_norm_out = nn.GroupNorm(groups, channels[-1], EPS)
@@ -153,10 +156,9 @@ class Decoder(nn.Module):
         channels, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.mid_block = Middle(channels[0], groups, config.mid_block_add_attention)
-        entering = (channels[0], *channels)
         self.up_blocks = nn.ModuleList(
-            UpLevel(a, b, config.layers_per_block + 1, groups, last=level == len(channels) - 1)
-            for level, (a, b) in enumerate(zip(entering, channels, strict=False))
+            UpLevel(a, b, config.layers_per_block + 1, groups, upsample=level < len(channels))
+            for level, (a, b) in enumerate(pairwise((channels[0], *channels)), start=1)
         )
         self.conv_norm_out = nn.GroupNorm(groups, channels[-1], EPS)
         self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
@@ -172,14 +174,16 @@ class Decoder(nn.Module):
 def residual_blocks(in_channels: int, out_channels: int, count: int, groups: int) -> nn.ModuleList:
     """`count` residual blocks in a row, of which the first changes the width."""
     widths = [in_channels] + [out_channels] * count
-    return nn.ModuleList(ResBlock(a, b, groups, EPS) for a, b in zip(widths, widths[1:], strict=False))
+    return nn.ModuleList(ResBlock(a, b, groups, EPS) for a, b in pairwise(widths))
 
 
 class DownLevel(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, last: bool):
+    """Residual blocks, then half the sides."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, downsample: bool):
         super().__init__()
         self.resnets = residual_blocks(in_channels, out_channels, layers, groups)
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(out_channels, padding=0)])
+        self.downsamplers = nn.ModuleList([Downsample(out_channels, padding=0)] if downsample else [])
 
     def forward(self, x: Tensor) -> Tensor:
         for resnet in self.resnets:
@@ -190,10 +194,12 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, last: bool):
+    """Residual blocks, then twice the sides."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, upsample: bool):
         super().__init__()
         self.resnets = residual_blocks(in_channels, out_channels, layers, groups)
-        self.upsamplers = nn.ModuleList([] if last else [Upsample(out_channels)])
+        self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
 
     def forward(self, x: Tensor) -> Tensor:
         for resnet in self.resnets:

@@ -12,23 +12,25 @@ KeysValues = tuple[Tensor, Tensor]  # each [B, heads, L, channels / heads]
 
 
 def zero(layer: nn.Module) -> nn.Module:
-    """Zero a layer's parameters: as the last layer of a residual branch it makes the branch start as identity (ADM)."""
+    """Zero a layer's parameters: a residual branch that ends in it starts at nothing (Dhariwal & Nichol 2021)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))): the residual block of DDPM (Ho et al. 2020, appendix B)."""
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))): the block of DDPM (Ho et al. 2020, appendix B)."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float, time_channels: int | None = None):
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int, eps: float, time_channels: int | None = None
+    ):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_channels, out_channels) if time_channels else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps)
         self.conv2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x [B, C, h, w] and the activated time embedding [B, T] => [B, out, h, w]."""
@@ -40,7 +42,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017) of tokens to themselves, or to a context of another width."""
+    """Multi-head attention (Vaswani et al. 2017) of tokens to themselves or to a context of another width."""
 
     def __init__(self, channels: int, heads: int, context_channels: int | None = None, bias: bool = False):
         super().__init__()
@@ -55,7 +57,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys_values(self, context: Tensor) -> KeysValues:
-        """What this layer needs of the context [B, L, D]; for a text it is the same at every step of sampling."""
+        """What this layer needs of a context [B, L, D]; a text's is the same at every step of sampling."""
         return self.split(self.to_k(context)), self.split(self.to_v(context))
 
     def forward(self, x: Tensor, context: KeysValues | None = None) -> Tensor:
@@ -73,7 +75,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Without padding of its own, the convolution is padded at the right and the bottom alone, as VQGAN does.
+        # A convolution without padding of its own is padded at the right and the bottom only, as in VQGAN.
         return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 

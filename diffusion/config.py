@@ -31,7 +31,7 @@ class Config:
                 continue
             neutral = cls.FIXED.get(key)
             if value != neutral:
-                raise ValueError(f"{cls.CLASS} with {key}={value!r} is not supported; only {key}={neutral!r} is.")
+                raise ValueError(f"{cls.CLASS} with {key}={value!r} is not supported; expected {neutral!r}.")
         return cls(**{key: _frozen(value) for key, value in values.items() if key in names})
 
     def to_dict(self) -> dict[str, Any]:
@@ -40,9 +40,8 @@ class Config:
 
     def check_groups(self, channels: tuple[int, ...], groups: int) -> None:
         """Group normalisation splits the channels of every level evenly, or the configuration is an error."""
-        for width in channels:
-            if width % groups:
-                raise ValueError(f"block_out_channels {width} cannot be split into norm_num_groups={groups} equal groups.")
+        if any(width % groups for width in channels):
+            raise ValueError(f"block_out_channels={channels} are not multiples of norm_num_groups={groups}.")
 
 
 def _frozen(value: Any) -> Any:

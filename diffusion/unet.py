@@ -1,4 +1,4 @@
-"""The network F(x, t, text): a U-Net with cross-attention (Rombach et al. 2022), diffusers' UNet2DConditionModel.
+"""The network F(x, t, text): a U-Net with cross-attention (Rombach et al. 2022), as UNet2DConditionModel.
 
 Stable Diffusion 1.x, 2.x and the small models trained here are configurations of it.
 """
@@ -22,7 +22,7 @@ Context = list[KeysValues]  # of every cross-attention, in the order in which th
 class UNetConfig(Config):
     """diffusers' UNet2DConditionModel configuration, field by field; the defaults are diffusers' own.
 
-    Levels are listed from the finest. Where a field takes one value or one a level, use `per_level` to read it.
+    Levels are listed from the finest. `per_level` reads the fields that take one value or one a level.
     """
 
     sample_size: int | None = None  # latents a side in training
@@ -82,29 +82,31 @@ class UNetConfig(Config):
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
-        kinds = {"down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D"},
-                 "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D"}}
-        for field, known in kinds.items():
-            names = getattr(self, field)
+        for field, plain in (("down_block_types", "DownBlock2D"), ("up_block_types", "UpBlock2D")):
+            names, known = getattr(self, field), (plain, f"CrossAttn{plain}")
             if len(names) != levels:
                 raise ValueError(f"{field} names {len(names)} levels; block_out_channels has {levels}.")
             for name in names:
                 if name not in known:
-                    raise ValueError(f"{name!r} in {field} is not supported; expected {' or '.join(sorted(known))}.")
+                    raise ValueError(f"{field} with {name!r} is not supported; expected one of {known}.")
         for field in ("layers_per_block", "transformer_layers_per_block", "attention_head_dim"):
-            for value in self.per_level(field):
-                if not isinstance(value, int):
-                    raise ValueError(f"{field}={value!r} in a level is not supported; expected an integer.")
-        if not isinstance(self.cross_attention_dim, int):
-            raise ValueError(f"cross_attention_dim={self.cross_attention_dim!r} is not supported; expected an integer.")
+            if not all(isinstance(value, int) for value in self.per_level(field)):
+                raise ValueError(f"{field}={getattr(self, field)!r} is not supported; expected integers.")
+        for field in ("cross_attention_dim", "norm_num_groups", "sample_size"):
+            value = getattr(self, field)
+            if not isinstance(value, int) and not (field == "sample_size" and value is None):
+                raise ValueError(f"{field}={value!r} is not supported; expected an integer.")
         self.check_groups(self.block_out_channels, self.norm_num_groups)
+        if self.block_out_channels[0] % 2:
+            raise ValueError(f"block_out_channels={self.block_out_channels} begins with an odd number; "
+                             "expected an even one, for half of the time embedding is sines, half cosines.")
         for channels, heads in zip(self.block_out_channels, self.per_level("attention_head_dim"), strict=True):
             if channels % heads:
                 raise ValueError(f"block_out_channels {channels} do not divide among {heads} heads; "
                                  "attention_head_dim is the number of heads.")
 
     def per_level(self, field: str) -> tuple[int, ...]:
-        """The field's value at each level. Raises ValueError where their number is not that of the levels."""
+        """The field's value at each level. Raises ValueError where it has more or fewer values than levels."""
         value, levels = getattr(self, field), len(self.block_out_channels)
         values = value if isinstance(value, tuple) else (value,) * levels
         if len(values) != levels:
@@ -148,7 +150,7 @@ class UNet(nn.Module):
         return [block.attn2.keys_values(text) for block in self.modules() if isinstance(block, TransformerBlock)]
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor | Context) -> Tensor:
-        """x [B, C, h, w], timesteps t [B] (fractional ones too), text [B, L, D] or its context => [B, C, h, w]."""
+        """x [B, C, h, w], timesteps t [B] (also fractional), text [B, L, D] or its context => [B, C, h, w]."""
         context = iter(self.context(text) if isinstance(text, Tensor) else text)
         time = F.silu(self.time_embedding(t))  # [B, T]; every residual block begins by activating it
         x = self.conv_in(x)
@@ -250,7 +252,7 @@ class Up(nn.Module):
             if self.attentions:
                 x = self.attentions[i](x, context)
         for upsample in self.upsamplers:
-            x = upsample(x, skips[-1].shape[-2:])  # not twice x: a side that was odd has lost a half on the way down
+            x = upsample(x, skips[-1].shape[-2:])  # not always twice: the way down rounds odd sides up
         return x
 
 
@@ -259,17 +261,17 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, config: UNetConfig):
         super().__init__()
-        self.half = channels // 2
+        self.waves = channels // 2
         self.freq_shift = config.freq_shift
         self.flip_sin_to_cos = config.flip_sin_to_cos
         self.linear_1 = nn.Linear(channels, out_channels)
         self.linear_2 = nn.Linear(out_channels, out_channels)
 
     def forward(self, t: Tensor) -> Tensor:
-        exponents = torch.arange(self.half, device=t.device) / (self.half - self.freq_shift)
-        angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)  # [B, half]
-        waves = [angles.cos(), angles.sin()] if self.flip_sin_to_cos else [angles.sin(), angles.cos()]
-        h = torch.cat(waves, dim=1).to(self.linear_1.weight.dtype)
+        exponents = torch.arange(self.waves, device=t.device) / (self.waves - self.freq_shift)
+        angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)  # [B, waves]
+        halves = [angles.cos(), angles.sin()] if self.flip_sin_to_cos else [angles.sin(), angles.cos()]
+        h = torch.cat(halves, dim=1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(h)))
 
 
@@ -279,16 +281,15 @@ class Transformer(nn.Module):
     def __init__(self, level: Level):
         super().__init__()
         channels = level.channels
-        project = (lambda: nn.Linear(channels, channels)) if level.linear else (lambda: nn.Conv2d(channels, channels, 1))
-        self.norm = nn.GroupNorm(level.groups, channels, 1e-6)
-        self.proj_in = project()
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(level) for _ in range(level.depth))
-        self.proj_out = zero(project())
         self.linear = level.linear
+        self.norm = nn.GroupNorm(level.groups, channels, eps=1e-6)  # whatever norm_eps is
+        self.proj_in = nn.Linear(channels, channels) if level.linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(level) for _ in range(level.depth))
+        self.proj_out = zero(nn.Linear(channels, channels) if level.linear else nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Iterator[KeysValues]) -> Tensor:
         sides = x.shape[-2:]
-        # SD 1.x projects by 1x1 convolutions, later models by linear layers: the same maps, on either side of `tokens`.
+        # SD 1.x projects by 1x1 convolutions, later models by linear layers: the same map, of pixels or of tokens.
         h = self.norm(x)
         h = self.proj_in(tokens(h)) if self.linear else tokens(self.proj_in(h))  # [B, h w, C]
         for block in self.transformer_blocks:

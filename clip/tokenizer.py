@@ -82,7 +82,7 @@ class Tokenizer:
             vocab = state["model"]["vocab"]
             merges = [m.split(" ") if isinstance(m, str) else m for m in state["model"]["merges"]]
         else:
-            raise ValueError(f"{folder} lacks vocab.json and merges.txt, or tokenizer.json: save a tokenizer there")
+            raise ValueError(f"{folder} lacks vocab.json and merges.txt, or tokenizer.json: check the path")
 
         config: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):

@@ -1,7 +1,7 @@
 """A trained network as a denoiser, (x, sigma, text) => x0, and the loss that trains it.
 
-Networks differ in what they predict. Each prediction is one line of a table, in the form of equation 7 of Karras
-et al. 2022; sampling and training read the same three coefficients:
+Networks differ in what they predict. Each is one line of a table, as equation 7 of Karras et al. 2022 has it;
+sampling and training read the same three coefficients:
 
     x0 = c_skip * x + c_out * F(c_in * x, t, text)        where x = x0 + sigma * eps
 """

@@ -1,8 +1,8 @@
 """The noise process: sigma is the only time coordinate.
 
-A noised sample is x = x0 + sigma * eps ("variance exploding"). What a network was trained on is an adapter to
-that: the discrete betas of DDPM (Ho et al. 2020), with sigma = sqrt((1 - abar) / abar), or rectified flow (Liu
-et al. 2022), with sigma = t / (1 - t). The names and meanings of the configuration are those of diffusers'
+A noised sample is x = x0 + sigma * eps ("variance exploding"). What a network was trained on is an adapter:
+discrete betas as DDPM's (Ho et al. 2020), with sigma = sqrt((1 - abar) / abar), or rectified flow (Liu et al.
+2022), with sigma = t / (1 - t). The names and meanings of the configuration are those of diffusers'
 `scheduler_config.json`: sampled as it asks, a network is shown the same sigmas and times here as there.
 """
 
@@ -213,8 +213,8 @@ class Noise:
     def timestep(self, sigma: Tensor | float) -> Tensor:
         """The time of each sigma, float64, clamped to the table.
 
-        Between whole times it is linear in log sigma, and so not quite the inverse of `sigma`, linear in sigma.
-        diffusers has both; they agree at whole times.
+        Between whole times it is linear in log sigma, so not quite the inverse of `sigma`, linear in sigma.
+        Both are diffusers' rules; they agree at whole times.
         """
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         if self.config.flow:
@@ -248,7 +248,7 @@ class Noise:
 
 
 def betas(config: NoiseConfig) -> Tensor:
-    """The variances added at each step (Ho et al. 2020, section 2) [T], float32 as in training's own tables."""
+    """The variances added at each step (Ho et al. 2020, section 2) [T], float32 as in training's tables."""
     steps = config.num_train_timesteps
     if config.trained_betas is not None:
         beta = torch.tensor(config.trained_betas)

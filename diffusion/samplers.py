@@ -6,8 +6,8 @@ Each is a function (denoise, x, sigmas, noise) => x0 without state:
     sigmas              decreasing, to 0 as a rule; if to more, what returns is x at the last of them
     noise()             one draw of standard normal numbers of x's shape
 
-A step to a lower sigma moves x along the line to the expected x0. Written as `lerp` it never subtracts two large
-numbers; x + (lower - sigma) * slope, from the sigma of 4096 of a zero-SNR model, would lose 4 of float32's 7 digits.
+A step to a lower sigma moves x along the line to the expected x0. A `lerp` does it without subtracting large
+numbers; x + (lower - sigma) * slope, from a zero-SNR model's sigma of 4096, loses 4 of float32's 7 digits.
 """
 
 import math
@@ -35,8 +35,8 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
 def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
     """A draw from the posterior q(x_lower | x, x0) at each step: ancestral sampling.
 
-    It is DDPM (Ho et al. 2020, algorithm 2 with the variance of equation 7), and DDIM with eta = 1. In sigma, that
-    is an Euler step down to lower^2 / sigma and noise back up to lower: k-diffusion's ancestral sampler.
+    It is DDPM (Ho et al. 2020, algorithm 2 with the variance of equation 7), and DDIM with eta = 1. In sigma
+    it is an Euler step to lower^2 / sigma, then noise back up to lower: k-diffusion's ancestral sampler.
     """
     for sigma, lower in pairwise(sigmas.tolist()):
         x = torch.lerp(denoise(x, sigma), x, (lower / sigma) ** 2)
@@ -61,8 +61,8 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2). Order 2, one evaluation a step.
 
-    In the time lambda = -log sigma, x0 goes on along its last slope to the middle of the step. The last step is
-    of order 1 if it ends at 0, which lambda never reaches, or if the steps are fewer than 15.
+    In the time lambda = -log sigma, x0 goes on along its last slope to the middle of the step. The last step
+    is of order 1 if it ends at 0, which lambda never reaches, or if there are fewer than 15.
     """
     steps, h, previous = len(sigmas) - 1, 0.0, x
     for i, (sigma, lower) in enumerate(pairwise(sigmas.tolist())):
@@ -78,7 +78,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor
 def uni_pc(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
     """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 1 and 2). Order 2, one evaluation a step.
 
-    It predicts as DPM-Solver++(2M) steps. The evaluation where it arrives, which the next step needs in any case,
+    It predicts as DPM-Solver++(2M) steps. The evaluation where it arrives, which the next step needs anyway,
     corrects the step just made, by x0's slope and curvature along it. The last step is of order 1.
     """
     levels = sigmas.tolist()

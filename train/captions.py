@@ -36,32 +36,33 @@ STYLE_WORDS = {
 }  # fmt: skip
 
 ENGLISH = 0.6  # the rest is Japanese
+OTHER_NAME = 0.35  # where a thing has one: "car", not "automobile"; りんご, not 赤リンゴ
 PLAIN = 0.5  # captions without a word on style: a bare name must do for any style
 
 UNCOUNTED = frozenset({
-    "bacon", "bread", "broccoli", "butter", "coral", "fire", "food", "garlic", "ice", "meat", "oden", "popcorn",
-    "rice", "sake", "salt", "shaved ice", "spaghetti", "sushi", "thread", "wood", "yarn",
+    "archery", "art", "bacon", "badminton", "bowling", "bread", "broccoli", "butter", "cheese", "cooking",
+    "coral", "corn", "curry", "fire", "food", "garlic", "golf", "hockey", "ice", "luggage", "meat", "oden",
+    "ping pong", "popcorn", "ramen", "rice", "sake", "salt", "soccer", "spaghetti", "sushi", "tennis", "thread",
+    "wood", "yarn",
+    "rainy", "sunny",  # no nouns, yet names that people give
 })  # fmt: skip
-NO_PLURAL = re.compile(r"(ss|us|tennis|lens)$")
+SINGULAR = re.compile(r"(ss|us|os|lens)$")
 SOUNDS_CONSONANT = re.compile(r"(uni|use|uti|eu|ewe|one)", re.IGNORECASE)
 SOUNDS_VOWEL = re.compile(r"([aeiou8]|hour|honest|heir|x-)", re.IGNORECASE)
 
 
 def caption(thing: Thing, style: str, background: Colour | None, rng: random.Random) -> str:
-    """A caption of `thing` in `style`; about one in three is the name alone. No background, none mentioned."""
+    """A caption of `thing` in `style`, about one in three a name alone; a background of None is not mentioned."""
     words = english if rng.random() < ENGLISH else japanese
     return words(thing, style, background, rng)
 
 
 def english(thing: Thing, style: str, background: Colour | None, rng: random.Random) -> str:
-    roll = rng.random()
-    full = name = with_article(thing.label_en)
-    if thing.tags_en and roll < 0.08:
-        full = name = rng.choice(thing.tags_en)
-    elif thing.tags_en and roll < 0.16:
-        name = f"{thing.label_en}, {rng.choice(thing.tags_en)}"
-    elif roll < 0.45:
-        name = thing.label_en
+    noun = rng.choice(thing.names_en) if thing.names_en and rng.random() < OTHER_NAME else thing.label_en
+    full, roll = with_article(noun), rng.random()
+    name = full if roll < 0.6 else noun
+    if thing.tags_en and roll > 0.9:
+        name = f"{noun}, {rng.choice(thing.tags_en)}"
     where = ""
     if background is not None:
         where = rng.choice((f" on {with_article(background.en)} background", f", {background.en} background"))
@@ -72,11 +73,10 @@ def english(thing: Thing, style: str, background: Colour | None, rng: random.Ran
 
 
 def japanese(thing: Thing, style: str, background: Colour | None, rng: random.Random) -> str:
-    roll = rng.random()
-    name = thing.label_ja
-    if thing.tags_ja and roll < 0.3:  # some labels are odd: tags bring the everyday word and other scripts
+    name, roll = thing.label_ja, rng.random()
+    if thing.tags_ja and roll < OTHER_NAME:  # some labels are odd: tags bring everyday words
         name = rng.choice(thing.tags_ja)
-    elif thing.tags_ja and roll < 0.45:
+    elif thing.tags_ja and roll > 0.85:
         name = f"{thing.label_ja}、{rng.choice(thing.tags_ja)}"
     where = "" if background is None else rng.choice((f"{background.ja}背景の", f"{background.ja}の背景の"))
     if rng.random() < PLAIN:
@@ -87,7 +87,8 @@ def japanese(thing: Thing, style: str, background: Colour | None, rng: random.Ra
 
 def with_article(noun: str) -> str:
     """The noun with "a" or "an" where English wants one: not before plurals and uncounted stuff."""
-    head = re.split(r" (?:with|of|in|on|over|without) ", noun)[0].split()[-1]
-    if head in UNCOUNTED or (head.endswith("s") and not NO_PLURAL.search(head)):
+    head = re.split(r" (?:with|without|of|in|on|over|tilted) ", noun)[0].split()[-1]
+    plural = head.endswith("s") and not SINGULAR.search(head)
+    if plural or noun in UNCOUNTED or head in UNCOUNTED:
         return noun
     return f"{'an' if SOUNDS_VOWEL.match(noun) and not SOUNDS_CONSONANT.match(noun) else 'a'} {noun}"

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from diffusion.durable import write_atomically
 from train.captions import COLOURS, WHITE, caption
-from train.emoji import NAMES, PACKAGES, Emoji, EmojiConfig, load_emoji
+from train.emoji import Emoji, EmojiConfig, load_emoji, words_of
 from train.folder import Folder, load_folder
+from train.packages import NAMES, PACKAGES
 from train.recipe import Recipe, build
 
 WHITE_SHARE = 0.75  # of the emoji's backgrounds
@@ -45,8 +46,8 @@ def open_dataset(
 ) -> Dataset:
     """The dataset that a recipe's [data] table describes, at `size` pixels; `folder` takes the table's place.
 
-    `source = "folder"` takes a `path`; `source = "emoji"` takes the settings of EmojiConfig, and its rendered
-    pictures are kept in `cache`. `fetched` is a folder that already holds the emoji packages.
+    `source = "folder"` takes a `path`; `source = "emoji"` takes the settings of EmojiConfig, and its pictures
+    are kept in `cache`. `fetched` is a folder that already holds the emoji packages.
     """
     if folder is not None:
         return FolderDataset(load_folder(folder, size))
@@ -86,7 +87,7 @@ class EmojiDataset:
 
     def captions(self) -> Iterator[str]:
         for thing in self.emoji.things:
-            yield from (thing.label_en, thing.label_ja, *thing.tags_en, *thing.tags_ja)
+            yield from sorted(words_of(thing))
         for i in range(len(self)):
             for k in range(8):
                 yield self.variation(i, k, seed=0)[1]
@@ -141,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", help="a shipped recipe's name (emoji-64) or the path of a TOML file")
     parser.add_argument("--out", type=Path, help="the run folder (default: runs/NAME)")
     parser.add_argument("--folder", type=Path, help="look at this folder of images with captions instead")
-    parser.add_argument("--fetched", type=Path, help="a folder that already holds the emoji packages (.tgz)")
-    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the pictures as such a folder too")
+    parser.add_argument("--fetched", type=Path, help="a folder that already holds the emoji packages")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the pictures as such a folder")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
     args = parser.parse_args(argv)
     try:
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = open_dataset(recipe.data, recipe.size, cache, folder=args.folder, fetched=args.fetched)
         cache.mkdir(parents=True, exist_ok=True)
         write_atomically(cache / "sheet.png", png(contact_sheet(dataset)))
-        print(f"{len(dataset)} pictures, {dataset.size} pixels a side, shown in {cache / 'sheet.png'}, such as")
+        print(f"{len(dataset)} pictures, {dataset.size} pixels a side, shown in {cache / 'sheet.png'}:")
         for i in range(0, len(dataset), max(1, len(dataset) // 8)):
             print(f"  {dataset.variation(i, 0, seed=0)[1]}")
         if args.export:

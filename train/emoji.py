@@ -29,20 +29,23 @@ from train.packages import NAMES, PACKAGES, Package, members, obtain, read_json
 STYLES = tuple(key for key in PACKAGES if key != NAMES)
 FAMILIES = {"3d": "fluent", "flat": "fluent"}  # styles of one geometry are held out together
 OVERSAMPLING = 4  # SVGs are drawn this many times larger: Lanczos keeps thin strokes that a renderer blurs
-SHARED = 3  # a tag that more of the selected things bear ("animal") means none of them
-LAYOUT = 1  # of the cached file: raise it when the pictures would come out otherwise
+SHORTCODES = ("emojibase", "github", "iamcal", "joypixels")
+SHARED = 3  # a word that more of the selected things bear ("animal") means none of them
+LAYOUT = 2  # of the cached file: raise it when the pictures would come out otherwise
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A concept that emoji draw: normalised code points, and what it is called.
+    """A concept that emoji draw: its normalised code points, and what it is called.
 
-    Tags are those that few of the selected things share, so that one may stand for the thing.
+    Names are what else people call it ("car" for an automobile), tags what it has to do with; of both, only
+    those are here that few of the selected things share.
     """
 
     code: str
     label_en: str
     label_ja: str
+    names_en: tuple[str, ...]
     tags_en: tuple[str, ...]
     tags_ja: tuple[str, ...]
     group: str
@@ -51,7 +54,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class EmojiConfig:
-    """Which pictures: the things that `select` names and `exclude` does not, where every one of `styles` draws them.
+    """Which pictures: the things that `select` names and `exclude` does not, if all `styles` draw them.
 
     Both name groups, subgroups or English labels, in emojibase's words; `size` is in pixels a side.
     """
@@ -83,7 +86,7 @@ class Emoji:
 def load_emoji(
     config: EmojiConfig, cache: Path, fetched: Path | None = None, packages: Mapping[str, Package] = PACKAGES
 ) -> Emoji:
-    """The selected pictures, out of `cache` if they are there, else fetched (or read in `fetched`) and rendered.
+    """The selected pictures: out of `cache`, or fetched (or found in `fetched`), rendered and put there.
 
     Raises ValueError where a package cannot be had or is not the pinned one, or the selection names nothing.
     """
@@ -108,51 +111,76 @@ def normalise(code: str) -> str:
 
 
 def read_things(tarball: Path) -> list[Thing]:
-    """Every concept of emojibase that has a group, in its order, with all its tags; no variants of skin."""
-    english, japanese, names = read_json(tarball, "en/data.json", "ja/data.json", "meta/groups.json")
+    """Every concept of emojibase that has a group, in its order, with all names and tags; one skin only."""
+    english, japanese, places = read_json(tarball, "en/data.json", "ja/data.json", "meta/groups.json")
+    shortcodes = read_json(tarball, *(f"en/shortcodes/{name}.json" for name in SHORTCODES))
+    names = [{normalise(code): given for code, given in table.items()} for table in shortcodes]
     translated = {entry["hexcode"]: entry for entry in japanese}
     things = []
-    for entry in sorted((e for e in english if "group" in e), key=lambda e: e["order"]):
-        other = translated.get(entry["hexcode"])
-        if other is None:
-            continue
-        things.append(Thing(
-            code=normalise(entry["hexcode"]),
-            label_en=entry["label"].replace("’", "'"),
-            label_ja=other["label"],
-            tags_en=tuple(tag for tag in entry.get("tags", ()) if re.fullmatch("[a-zA-Z-]{3,}", tag)),
-            tags_ja=tuple(tag for tag in other.get("tags", ()) if not tag.isascii()),
-            group=names["groups"][str(entry["group"])],
-            subgroup=names["subgroups"][str(entry["subgroup"])],
-        ))  # fmt: skip
+    for entry in sorted((entry for entry in english if "group" in entry), key=lambda entry: entry["order"]):
+        code, other = normalise(entry["hexcode"]), translated.get(entry["hexcode"])
+        if other is not None:
+            things.append(Thing(
+                code=code,
+                label_en=entry["label"].replace("’", "'"),
+                label_ja=other["label"],
+                names_en=plain_names(entry["label"], [table[code] for table in names if code in table]),
+                tags_en=tuple(tag for tag in entry.get("tags", ()) if re.fullmatch("[a-zA-Z-]{3,}", tag)),
+                tags_ja=tuple(tag for tag in other.get("tags", ()) if not tag.isascii()),
+                group=places["groups"][str(entry["group"])],
+                subgroup=places["subgroups"][str(entry["subgroup"])],
+            ))  # fmt: skip
     return things
 
 
+def plain_names(label: str, given: list[str | list[str]]) -> tuple[str, ...]:
+    """Shortcodes as words, each once, if they say more than the label ("hotdog", "dog2")."""
+    names: dict[str, str] = {}
+    for codes in given:
+        for code in [codes] if isinstance(codes, str) else codes:
+            if re.fullmatch("[a-z_-]+", code):
+                names.setdefault(squash(code), code.replace("_", " "))
+    names.pop(squash(label), None)
+    return tuple(names.values())
+
+
+def squash(text: str) -> str:
+    return re.sub("[^a-z]", "", text.lower())
+
+
 def select(things: list[Thing], config: EmojiConfig) -> list[Thing]:
-    known = set().union(*map(names_of, things))
+    known = set().union(*map(listed_as, things))
     for name in (*config.select, *config.exclude):
         if name not in known:
-            raise ValueError(f"{name!r} is no group, subgroup or English label of emojibase: mend the recipe's [data]")
+            raise ValueError(f"[data] names {name!r}, no group, subgroup or English label of emojibase")
     chosen, refused = set(config.select), set(config.exclude)
-    return [thing for thing in things if chosen & names_of(thing) and not refused & names_of(thing)]
+    return [thing for thing in things if chosen & listed_as(thing) and not refused & listed_as(thing)]
 
 
-def names_of(thing: Thing) -> set[str]:
+def listed_as(thing: Thing) -> set[str]:
     return {thing.group, thing.subgroup, thing.label_en}
 
 
-def telling_tags(things: list[Thing]) -> list[Thing]:
-    """The things without the tags that too many of them share, which would name none of them."""
-    english = Counter(word for thing in things for word in {thing.label_en, *thing.tags_en})
-    japanese = Counter(word for thing in things for word in {thing.label_ja, *thing.tags_ja})
+def telling(things: list[Thing]) -> list[Thing]:
+    """The things without the names and tags that too many of them share, which would name none of them."""
+    counts = Counter(word for thing in things for word in words_of(thing))
+
+    def few(words: tuple[str, ...], label: str) -> tuple[str, ...]:
+        return tuple(word for word in words if word != label and counts[word] <= SHARED)
+
     return [
         replace(
             thing,
-            tags_en=tuple(tag for tag in thing.tags_en if english[tag] <= SHARED and tag != thing.label_en),
-            tags_ja=tuple(tag for tag in thing.tags_ja if japanese[tag] <= SHARED and tag != thing.label_ja),
+            names_en=few(thing.names_en, thing.label_en),
+            tags_en=few(thing.tags_en, thing.label_en),
+            tags_ja=few(thing.tags_ja, thing.label_ja),
         )
         for thing in things
     ]  # fmt: skip
+
+
+def words_of(thing: Thing) -> set[str]:
+    return {thing.label_en, *thing.names_en, *thing.tags_en, thing.label_ja, *thing.tags_ja}
 
 
 # render
@@ -162,9 +190,9 @@ def draw(config: EmojiConfig, tarballs: Mapping[str, Path]) -> Emoji:
     things = select(read_things(tarballs[NAMES]), config)
     codes = {thing.code for thing in things}
     art = {style: read_art(style, tarballs[style], codes) for style in config.styles}
-    things = telling_tags([thing for thing in things if all(thing.code in drawn for drawn in art.values())])
+    things = telling([thing for thing in things if all(thing.code in drawn for drawn in art.values())])
     if not things:
-        raise ValueError(f"nothing that [data] selects is drawn in all of {', '.join(config.styles)}: select more")
+        raise ValueError(f"nothing selected is drawn in all of {', '.join(config.styles)}: select more in [data]")
     records = [(i, style) for style in config.styles for i in range(len(things))]
     pictures = torch.empty(len(records), 4, config.size, config.size, dtype=torch.uint8)
     for n, (i, style) in enumerate(tqdm(records, desc="rendering emoji", disable=None)):
@@ -216,10 +244,10 @@ def read_cache(path: Path) -> Emoji:
     with safe_open(path, framework="pt") as file:
         manifest = json.loads(file.metadata()["manifest"])
         pictures = file.get_tensor("pictures")
-    things = [
-        Thing(**thing | {"tags_en": tuple(thing["tags_en"]), "tags_ja": tuple(thing["tags_ja"])})
-        for thing in manifest["things"]
-    ]
+    things = []
+    for entry in manifest["things"]:
+        words: dict[str, Any] = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+        things.append(Thing(**entry | words))
     return Emoji(things, pictures, [(i, style) for i, style in manifest["records"]])
 
 

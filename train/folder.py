@@ -39,9 +39,9 @@ class BadSample(Exception):
 def load_folder(path: Path, size: int) -> Folder:
     """PNG, JPEG and WebP images, cropped about their centre to squares of `size` pixels, and their captions.
 
-    Captions come from `metadata.jsonl` or `metadata.csv` with `file_name` and `text` (several captions: several
-    rows, or a list), else from a `.txt` of the same stem beside each image, a caption a line. A bad sample
-    (corrupt, huge, of another format, outside the folder, without a caption) is set aside and named on stderr.
+    Captions come from `metadata.jsonl` or `metadata.csv` with `file_name` and `text` (several: several rows, or
+    a list), else from a `.txt` of the same stem beside each image, a caption a line. A bad sample
+    (corrupt, huge, of another format, outside the folder, without caption) is set aside and named on stderr.
     Raises ValueError where more than a tenth are bad, or none is left.
     """
     if not path.is_dir():
@@ -58,7 +58,7 @@ def load_folder(path: Path, size: int) -> Folder:
             print(f"set aside {bad[-1]}", file=sys.stderr)
     total = len(bad) + len(texts)
     if total == 0:
-        raise ValueError(f"{path} has no images with captions: it wants metadata.jsonl, metadata.csv or .txt files")
+        raise ValueError(f"{path} has no images with captions: add metadata.jsonl or .txt files beside them")
     if len(bad) > TOLERANCE * total:
         raise ValueError(f"{len(bad)} of {total} samples in {path} are bad ({bad[0]}): mend or remove them")
     return Folder(torch.stack(pictures), texts)

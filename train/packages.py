@@ -1,4 +1,4 @@
-"""Emoji art and names from the npm registry: packages pinned by version and SHA-512, read without being extracted."""
+"""Emoji art and names: npm packages, pinned by version and SHA-512, read without being extracted."""
 
 import base64
 import hashlib
@@ -65,7 +65,7 @@ MEMBER_LIMIT = 64 * 2**20  # bytes; the largest member read, noto's icons.json, 
 
 
 def obtain(package: Package, folder: Path, fetched: Path | None) -> Path:
-    """The package's tarball, checked: out of `fetched` if given, else out of `folder`, where `npm pack` puts it.
+    """The package's tarball, checked: out of `fetched` if given, else of `folder`, where npm puts it.
 
     Raises ValueError where it cannot be had, or is not the one that is pinned.
     """
@@ -89,7 +89,7 @@ def obtain(package: Package, folder: Path, fetched: Path | None) -> Path:
 def pack(package: Package, folder: Path) -> None:
     npm, advice = shutil.which("npm"), "name a folder that already holds the packages (--fetched)"
     if npm is None:
-        raise ValueError(f"npm was not found, so {package.spec} cannot be fetched: install Node.js, or {advice}")
+        raise ValueError(f"npm was not found and cannot fetch {package.spec}: install Node.js, or {advice}")
     command = [npm, "pack", package.spec, "--ignore-scripts", "--pack-destination", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if result.returncode != 0 or not (folder / package.file).is_file():
@@ -102,18 +102,18 @@ def check(path: Path, package: Package) -> None:
     with path.open("rb") as file:
         found = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
     if found != package.integrity:
-        raise ValueError(f"{path} is not {package.spec} as pinned (its SHA-512 differs): delete it and fetch it anew")
+        raise ValueError(f"{path} is not {package.spec} as pinned (SHA-512 differs): delete it and fetch it anew")
 
 
 def members(tarball: Path, wanted: set[str] | None = None) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the package's plain files, in the archive's order; all, or those that are `wanted`."""
+    """(name, content) of the package's plain files, in its order; all, or those `wanted`."""
     with tarfile.open(tarball, "r|gz") as archive:
         for member in archive:
             name = member.name.removeprefix("package/")
             if not member.isfile() or (wanted is not None and name not in wanted):
                 continue
             if member.size > MEMBER_LIMIT:
-                raise ValueError(f"{name} in {tarball} has {member.size} bytes: more than {MEMBER_LIMIT} are not read")
+                raise ValueError(f"{name} in {tarball} has {member.size} bytes, over the limit of {MEMBER_LIMIT}")
             content = archive.extractfile(member)
             assert content is not None  # a plain file has content
             yield name, content.read()

@@ -12,7 +12,7 @@ KeysValues = tuple[Tensor, Tensor]  # each [B, heads, L, channels / heads]
 
 
 def zero(layer: nn.Module) -> nn.Module:
-    """Zero a layer's parameters: a residual branch that ends in it starts at nothing (Dhariwal & Nichol 2021)."""
+    """Zero a layer's parameters, so that a residual branch starts as nothing (Dhariwal & Nichol 2021)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -100,17 +100,17 @@ class UNetConfig(Config):
         if self.block_out_channels[0] % 2:
             raise ValueError(f"block_out_channels={self.block_out_channels} begins with an odd number; "
                              "expected an even one, for half of the time embedding is sines, half cosines.")
-        for channels, heads in zip(self.block_out_channels, self.per_level("attention_head_dim"), strict=True):
-            if channels % heads:
-                raise ValueError(f"block_out_channels {channels} do not divide among {heads} heads; "
-                                 "attention_head_dim is the number of heads.")
+        heads = self.per_level("attention_head_dim")
+        if any(width % count for width, count in zip(self.block_out_channels, heads, strict=True)):
+            raise ValueError(f"block_out_channels={self.block_out_channels} do not divide by {heads} heads; "
+                             "attention_head_dim is the number of heads, not their width.")
 
     def per_level(self, field: str) -> tuple[int, ...]:
-        """The field's value at each level. Raises ValueError where it has more or fewer values than levels."""
+        """The field's value at each level. Raises ValueError where it does not give one a level."""
         value, levels = getattr(self, field), len(self.block_out_channels)
         values = value if isinstance(value, tuple) else (value,) * levels
         if len(values) != levels:
-            raise ValueError(f"{field}={value!r} gives {len(values)} levels; block_out_channels has {levels}.")
+            raise ValueError(f"{field}={value!r} has {len(values)} values; block_out_channels has {levels}.")
         return values
 
 
@@ -145,12 +145,12 @@ class UNet(nn.Module):
     def context(self, text: Tensor) -> Context:
         """Keys and values of the text [B, L, D] in every cross-attention.
 
-        They depend on neither x nor t: sampling computes them once a picture and passes them in the text's place.
+        They depend on neither x nor t: sampling computes them once a picture and passes them as the text.
         """
-        return [block.attn2.keys_values(text) for block in self.modules() if isinstance(block, TransformerBlock)]
+        return [m.attn2.keys_values(text) for m in self.modules() if isinstance(m, TransformerBlock)]
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor | Context) -> Tensor:
-        """x [B, C, h, w], timesteps t [B] (also fractional), text [B, L, D] or its context => [B, C, h, w]."""
+        """x [B, C, h, w], timesteps t [B] (fractions too), text [B, L, D] or its context => [B, C, h, w]."""
         context = iter(self.context(text) if isinstance(text, Tensor) else text)
         time = F.silu(self.time_embedding(t))  # [B, T]; every residual block begins by activating it
         x = self.conv_in(x)
@@ -191,14 +191,18 @@ class Level:
             linear=config.use_linear_projection,
         )
 
-    def resnet(self, in_channels: int) -> ResBlock:
-        return ResBlock(in_channels, self.channels, self.groups, self.eps, self.time_channels)
-
     def resnets(self, widths: Iterable[int]) -> nn.ModuleList:
-        return nn.ModuleList(self.resnet(width) for width in widths)
+        """One residual block for each width of its input."""
+        return nn.ModuleList(
+            ResBlock(width, self.channels, self.groups, self.eps, self.time_channels) for width in widths
+        )
 
     def transformers(self, count: int) -> nn.ModuleList:
         return nn.ModuleList(Transformer(self) for _ in range(count))
+
+    def projection(self) -> nn.Linear | nn.Conv2d:
+        width = self.channels
+        return nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
 
 
 class Down(nn.Module):
@@ -281,15 +285,15 @@ class Transformer(nn.Module):
     def __init__(self, level: Level):
         super().__init__()
         channels = level.channels
+        # SD 1.x projects pixels by 1x1 convolutions, later models tokens by linear layers: the same map.
         self.linear = level.linear
         self.norm = nn.GroupNorm(level.groups, channels, eps=1e-6)  # whatever norm_eps is
-        self.proj_in = nn.Linear(channels, channels) if level.linear else nn.Conv2d(channels, channels, 1)
+        self.proj_in = level.projection()
         self.transformer_blocks = nn.ModuleList(TransformerBlock(level) for _ in range(level.depth))
-        self.proj_out = zero(nn.Linear(channels, channels) if level.linear else nn.Conv2d(channels, channels, 1))
+        self.proj_out = zero(level.projection())
 
     def forward(self, x: Tensor, context: Iterator[KeysValues]) -> Tensor:
         sides = x.shape[-2:]
-        # SD 1.x projects by 1x1 convolutions, later models by linear layers: the same map, of pixels or of tokens.
         h = self.norm(x)
         h = self.proj_in(tokens(h)) if self.linear else tokens(self.proj_in(h))  # [B, h w, C]
         for block in self.transformer_blocks:
@@ -322,8 +326,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        # The Identity keeps the place, and so the key names, of diffusers' dropout.
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        wide = 4 * channels
+        # The Identity stands where diffusers has a dropout, to keep the key names.
+        self.net = nn.Sequential(GEGLU(channels, wide), nn.Identity(), nn.Linear(wide, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)

@@ -8,8 +8,8 @@
     vae/                      the same; a model of pixels has none
     scheduler/                scheduler_config.json
 
-A folder may come from anyone: weights are safetensors, the classes of parts are on a list, and no configuration
-can ask for code to be run.
+A folder may come from anyone: weights are safetensors, the classes of parts are on a list, and no
+configuration can ask for code to be run.
 """
 
 import hashlib
@@ -152,8 +152,8 @@ def find_model(model: str | Path) -> Path:
 def load_model(model: str | Path = DEFAULT_MODEL) -> Model:
     """Reads the model that is named by its folder's path, or by its name where it is shipped.
 
-    Raises ValueError, in one sentence, for a folder of another kind, or one that is not whole, not sound, or asks
-    for what is not done here.
+    Raises ValueError, in one sentence, for a folder of another kind, or one that is not whole, not sound, or
+    asks for what is not done here.
     """
     folder = find_model(model)
     parts = _read_index(folder)
@@ -226,7 +226,7 @@ def _load_network(
 
 
 def _build(folder: Path, part: Callable[[], T]) -> T:
-    """The part that `folder` describes. What a wrong description raises becomes one sentence that names it."""
+    """The part that `folder` describes. What a wrong one raises becomes one sentence that names it."""
     try:
         return part()
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -240,7 +240,8 @@ def _read_index(folder: Path) -> set[str]:
     index = _read_config(folder / "model_index.json")
     if (name := index.get("_class_name")) != "StableDiffusionPipeline":
         raise ValueError(f"{folder} is a model for {name}; only those of StableDiffusionPipeline are read.")
-    parts = {part: value for part, value in index.items() if isinstance(value, list) and value != [None, None]}
+    named = {part: value for part, value in index.items() if isinstance(value, list)}
+    parts = {part: value for part, value in named.items() if value != [None, None]}
     for part, value in parts.items():
         library, classes = PARTS.get(part, ("", ()))
         if part not in UNREAD and value not in [[library, name] for name in classes]:

@@ -1,0 +1,134 @@
+"""The whole story on one page: Request => Picture."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion.checkpoint import Model
+from diffusion.denoiser import Denoiser
+from diffusion.guidance import guide
+from diffusion.metadata import describe, encode_png
+from diffusion.request import Request, Resolved, resolve
+from diffusion.samplers import SAMPLERS, Denoise, Draw
+
+
+@dataclass(frozen=True)
+class Picture:
+    image: Image.Image
+    request: Resolved  # makes the same bytes again
+    texts: dict[str, str]  # what the PNG says about itself, by chunk
+
+    def png(self) -> bytes:
+        return encode_png(self.image, self.texts)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One evaluation of the network, just made."""
+
+    picture: int  # from 0, in the order of the requests
+    evaluation: int  # from 1, of this picture
+    evaluations: int
+    x0: Tensor  # the clean latents expected now, [1, C, h, w]; `Pipeline.image` makes a preview of them
+
+
+Report = Callable[[Progress], None]
+
+
+class Pipeline:
+    """A model on a device. It takes the model's networks over: they are moved there."""
+
+    def __init__(
+        self, model: Model, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.model = model
+        self.device = torch.device(device)
+        self.dtype = dtype  # of the U-Net alone: it runs at every step, the others once a picture
+        self.text_encoder = model.text_encoder.to(self.device)
+        self.autoencoder = model.autoencoder.to(self.device)
+        unet = model.unet.to(self.device, dtype)
+        self.denoiser = Denoiser(unet, model.noise, model.noise.config.prediction_type, dtype)
+
+    def generate(self, requests: Iterable[Request], progress: Report | None = None) -> Iterator[Picture]:
+        """Makes one picture a request, in their order. A mistake in any is a ValueError before the first.
+
+        A picture's bytes depend on its request alone: each is sampled by itself, from noise of its own seed.
+        `progress` is called after every evaluation of the network; what it raises ends the work there.
+        """
+        resolved = [resolve(request, self.model) for request in requests]
+        return (self._generate(request, i, progress) for i, request in enumerate(resolved))
+
+    @torch.inference_mode()
+    def _generate(self, request: Resolved, index: int, progress: Report | None) -> Picture:
+        text = self.encode(request.prompt)  # [1, L, D]
+        negative = self.encode(request.negative) if request.negative else self.nothing  # [1, L, D]
+        denoise = guide(self.denoiser, text, negative, request.guidance)  # (x, sigma) => x0
+        if progress is not None:
+            denoise = watch(denoise, progress, index, self.evaluations(request))
+
+        sigmas = self.model.noise.schedule(request.schedule, request.steps)  # [steps + 1]
+        noise = self.noise(request)
+        x = noise() * self.model.noise.start(sigmas[0].item())  # [1, C, h, w]
+        latents = SAMPLERS[request.sampler](denoise, x, sigmas, noise)  # [1, C, h, w]
+        return Picture(self.image(latents), request, self.describe(request))
+
+    def encode(self, prompt: str) -> Tensor:
+        tokens = self.model.tokenizer([prompt]).to(self.device)  # [1, L]
+        return self.text_encoder(tokens).tokens.to(self.dtype)  # [1, L, D]
+
+    @cached_property
+    def nothing(self) -> Tensor:
+        """The encoding of the empty prompt, which most pictures are led away from."""
+        return self.encode("")
+
+    def noise(self, request: Resolved) -> Draw:
+        """Draws standard normal latents, on the CPU, where a seed means the same on every machine."""
+        generator = torch.Generator().manual_seed(request.seed)
+        factor = self.autoencoder.factor
+        shape = (1, self.autoencoder.channels, request.height // factor, request.width // factor)
+        return lambda: torch.randn(shape, generator=generator).to(self.device)
+
+    @torch.inference_mode()
+    def image(self, latents: Tensor) -> Image.Image:
+        """Latents [1, C, h, w] => picture."""
+        pixels = self.autoencoder.decode(latents)[0]  # [3, H, W] in [-1, 1]
+        if not pixels.isfinite().all():
+            raise ValueError(f"The picture's numbers overflowed; {self.dtype} is too narrow for this model.")
+        pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu()  # [H, W, 3]
+        height, width, _ = pixels.shape
+        return Image.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist()))
+
+    def describe(self, request: Resolved) -> dict[str, str]:
+        return describe(request, self.model, self.device, self.dtype)
+
+    def evaluations(self, request: Resolved) -> int:
+        """How often the network will be evaluated: counted on a sampling of a single number."""
+        count = 0
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            nonlocal count
+            count += 1
+            return x
+
+        number = torch.ones(1)
+        sigmas = self.model.noise.schedule(request.schedule, request.steps)
+        SAMPLERS[request.sampler](denoise, number, sigmas, lambda: number)
+        return count
+
+
+def watch(denoise: Denoise, progress: Report, picture: int, evaluations: int) -> Denoise:
+    """The same denoiser, which reports each evaluation."""
+    done = 0
+
+    def watched(x: Tensor, sigma: float) -> Tensor:
+        nonlocal done
+        x0 = denoise(x, sigma)
+        done += 1
+        progress(Progress(picture, done, evaluations, x0))
+        return x0
+
+    return watched

@@ -1,0 +1,131 @@
+"""What is asked for, and the one place where it is checked.
+
+    resolve(request, model) => the same request with nothing left open
+"""
+
+import math
+import secrets
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from diffusion.checkpoint import Model
+from diffusion.noise import SCHEDULES
+from diffusion.samplers import SAMPLERS
+
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100
+MAX_SIDE = 2048  # pixels
+MAX_SEED = 2**63 - 1
+RANDOM = -1  # the seed that asks for one to be drawn
+DRAWN = 2**32  # seeds are drawn below this, as other programs do: short enough to be typed again
+
+# Our names, which are ComfyUI's, and those of AUTOMATIC1111's web UI. Both are understood.
+SAMPLER_NAMES = {
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "dpmpp_2m": "DPM++ 2M",
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "uni_pc": "UniPC",
+}
+SCHEDULE_NAMES = {"automatic": "Automatic", "normal": "Normal", "karras": "Karras"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to be made. What is None is the model's own default."""
+
+    prompt: str
+    negative: str = ""  # what the picture is led away from
+    seed: int = 0  # 0 is a seed; -1 draws one, which is recorded
+    steps: int | None = None
+    sampler: str | None = None  # a name in samplers.SAMPLERS
+    schedule: str | None = None  # a name in noise.SCHEDULES
+    guidance: float | None = None  # 1 is the plain model
+    width: int | None = None  # pixels
+    height: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved(Request):
+    """A request that was checked against a model and leaves nothing open: the same one, the same bytes."""
+
+    steps: int
+    sampler: str
+    schedule: str
+    guidance: float
+    width: int
+    height: int
+
+
+def resolve(request: Request, model: Model) -> Resolved:
+    """Fills a request up with the model's defaults.
+
+    Raises ValueError, in one sentence, for what the model cannot do.
+    """
+    values = asdict(model.defaults)
+    values["width"] = values["height"] = values.pop("size")
+    values |= {name: value for name, value in asdict(request).items() if value is not None}
+    values |= _our_names(values["sampler"], values["schedule"])
+    if values["seed"] == RANDOM:
+        values["seed"] = secrets.randbelow(DRAWN)
+    resolved = Resolved(**values)
+
+    _check_text("prompt", resolved.prompt, model)
+    _check_text("negative prompt", resolved.negative, model)
+    if not resolved.prompt.strip():
+        raise ValueError("The prompt is empty; say what the picture shows.")
+    _check_number("The seed", resolved.seed, 0, MAX_SEED, whole=True)
+    _check_number("The number of steps", resolved.steps, 1, MAX_STEPS, whole=True)
+    _check_number("The guidance", resolved.guidance, 0, MAX_GUIDANCE, whole=False)
+    _check_name("sampler", resolved.sampler, SAMPLERS)
+    _check_name("schedule", resolved.schedule, SCHEDULES)
+    model.noise.schedule(resolved.schedule, resolved.steps)  # raises where it has not so many steps to give
+    multiple = model.autoencoder.factor * 2 ** (len(model.unet.config.block_out_channels) - 1)
+    for name, side in (("width", resolved.width), ("height", resolved.height)):
+        _check_number(f"The {name}", side, multiple, MAX_SIDE, whole=True)
+        if side % multiple:
+            below = side - side % multiple
+            raise ValueError(
+                f"The {name} {side} is not a multiple of {multiple}, as it must be for this model; "
+                f"try {below} or {below + multiple}."
+            )
+    # 3 and 3.0 are one request, and are written in one way.
+    return replace(resolved, guidance=float(resolved.guidance))
+
+
+def _our_names(sampler: Any, schedule: Any) -> dict[str, Any]:
+    """Sampler and schedule in our names. AUTOMATIC1111's older files fold the second into the first."""
+    for ours, theirs in SCHEDULE_NAMES.items():
+        if schedule == theirs:
+            schedule = ours
+        if isinstance(sampler, str) and sampler.endswith(f" {theirs}"):
+            sampler, schedule = sampler.removesuffix(f" {theirs}"), ours
+    samplers = {theirs: ours for ours, theirs in SAMPLER_NAMES.items()}
+    return {"sampler": samplers.get(sampler, sampler), "schedule": schedule}
+
+
+def _check_text(name: str, text: Any, model: Model) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"The {name} is {text!r}; expected a text.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The {name} {text!r} is not valid Unicode; type it again.") from None
+    tokens, room = len(model.tokenizer.encode(text)), model.tokenizer.length - 2  # less start and end
+    if tokens > room:
+        raise ValueError(f"The {name} is {tokens} tokens long and this model reads {room}; shorten it.")
+
+
+def _check_number(name: str, value: Any, low: int, high: int, whole: bool) -> None:
+    kind = "a whole number" if whole else "a number"
+    right = type(value) is int or (not whole and isinstance(value, float) and math.isfinite(value))
+    if not right or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; expected {kind} from {low} to {high}.")
+
+
+def _check_name(name: str, value: Any, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"There is no {name} {value!r}; choose one of {', '.join(known)}.")

@@ -1,0 +1,172 @@
+"""python -m diffusion.sample: prompts => PNG files."""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from diffusion.checkpoint import DEFAULT_MODEL, Model, load_model
+from diffusion.durable import write_atomically
+from diffusion.metadata import digest, encode_png
+from diffusion.noise import SCHEDULES
+from diffusion.pipeline import Pipeline
+from diffusion.request import Request, Resolved, resolve
+from diffusion.samplers import SAMPLERS
+
+COMMAND = "python -m diffusion.sample"
+EXAMPLES = """examples:
+  python -m diffusion.sample "a red apple"                      # into outputs/
+  python -m diffusion.sample "a red apple" --out apple.png
+  python -m diffusion.sample "a red apple" "a blue star" --count 4 --grid
+  python -m diffusion.sample "a cat" --seed 7 --steps 50 --sampler heun --guidance 5
+  python -m diffusion.sample "a cat" --model path/to/stable-diffusion --size 512x768 --device cuda --dtype float16
+
+exit codes: 0 done; 2 a mistake in what was asked, said in one sentence; 130 stopped by Ctrl-C.
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Make pictures of prompts. Each PNG says how it was made, and the same request makes the same bytes.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model folder, or a shipped model (default: %(default)s)")
+    parser.add_argument("--negative", default="", metavar="PROMPT", help="what to lead the pictures away from")
+    parser.add_argument("--seed", type=int, default=0, help="picture i of a prompt has seed + i; -1 draws one (default: 0)")
+    parser.add_argument("--count", type=int, default=1, help="pictures a prompt (default: 1)")
+    parser.add_argument("--steps", type=int, help="default, as of all that follow: the model's own")
+    parser.add_argument("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
+    parser.add_argument("--schedule", metavar="NAME", help=", ".join(SCHEDULES))
+    parser.add_argument("--guidance", type=float, help="how closely to follow the prompt; 1 is the plain model")
+    parser.add_argument("--size", metavar="WxH", help="pixels, as 64x96, or 64 for a square")
+    parser.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or a .png for one picture (default: outputs)")
+    parser.add_argument("--grid", action="store_true", help="write all pictures on one sheet, too")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON a picture, not its path alone")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the U-Net (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print what would be made, and stop")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    try:
+        return run(args)
+    except OSError as mistake:
+        print(f"{COMMAND}: {mistake.filename or 'a file'}: {mistake.strerror or mistake}", file=sys.stderr)
+    except torch.OutOfMemoryError:
+        print(f"{COMMAND}: the memory of {args.device} is too small; try a smaller --size.", file=sys.stderr)
+    except ValueError as mistake:
+        print(f"{COMMAND}: {mistake}", file=sys.stderr)
+    return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    device = find_device(args.device)
+    model = load_model(args.model)
+    requests = requests_of(args, model)
+    paths = paths_of(args.out, requests, model)
+    if args.dry_run:
+        for path, request in zip(paths, requests, strict=True):
+            report(path, request, args.json)
+        return 0
+
+    folder = paths[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):  # raises now, not after the work, where nothing can be written
+        pass
+    pipeline = Pipeline(model, device, getattr(torch, args.dtype))
+    images = []
+    evaluations = sum(map(pipeline.evaluations, requests))
+    with tqdm(total=evaluations, unit="step", disable=None, file=sys.stderr) as bar:
+        pictures = pipeline.generate(requests, lambda _: bar.update())
+        try:
+            for path, picture in zip(paths, pictures, strict=True):
+                write_atomically(path, picture.png())
+                images.append(picture.image)
+                report(path, picture.request, args.json)
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"Stopped; {len(images)} of {len(requests)} pictures are in {folder}.", file=sys.stderr)
+            return 130
+    if args.grid:
+        names = hashlib.sha256("".join(path.name for path in paths).encode()).hexdigest()
+        path = folder / f"grid-{names[:12]}.png"
+        write_atomically(path, encode_png(grid(images, args.count if len(args.prompts) > 1 else 0), {}))
+        print(json.dumps({"grid": str(path)}) if args.json else path)
+    return 0
+
+
+def requests_of(args: argparse.Namespace, model: Model) -> list[Resolved]:
+    """Every picture asked for: prompt by prompt, seed by seed."""
+    if args.count < 1:
+        raise ValueError(f"--count is {args.count}; expected 1 or more.")
+    width, height = size(args.size) if args.size else (None, None)
+    requests = []
+    for prompt in args.prompts:
+        first = resolve(
+            Request(prompt, args.negative, args.seed, args.steps, args.sampler, args.schedule, args.guidance, width, height),
+            model,
+        )
+        requests += [resolve(replace(first, seed=first.seed + i), model) for i in range(args.count)]
+    return requests
+
+
+def paths_of(out: Path, requests: Sequence[Resolved], model: Model) -> list[Path]:
+    if out.suffix.lower() != ".png":
+        return [out / f"{digest(request, model)}.png" for request in requests]
+    if len(requests) > 1:
+        raise ValueError(f"--out {out} names one picture and {len(requests)} are asked for; give a folder.")
+    return [out]
+
+
+def size(text: str) -> tuple[int, int]:
+    """ "64x96" => 64, 96, and "64" => 64, 64."""
+    width, x, height = text.lower().partition("x")
+    if not width.isdecimal() or (x and not height.isdecimal()):
+        raise ValueError(f"--size is {text!r}; expected pixels as 64x96, or 64 for a square.")
+    return int(width), int(height or width)
+
+
+def find_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"There is no device {name!r}; expected cpu, cuda, cuda:1 or mps.") from None
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= count.get(device.type, 0):
+        raise ValueError(f"--device {name} is not there, or this PyTorch cannot use it; try --device cpu.")
+    return device
+
+
+def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """One sheet of equally large pictures, row by row; as square as can be where `columns` is 0."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * width, i // columns * height))
+    return sheet
+
+
+def report(path: Path, request: Resolved, as_json: bool) -> None:
+    """Prints where a picture is, clear of the progress bar."""
+    tqdm.write(json.dumps({"path": str(path), **asdict(request)}) if as_json else str(path), file=sys.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""python -m train.denoiser: the U-Net, by noising and denoising."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from clip.pretrained import text_encoder_from_folder
+from clip.text import TextEncoder
+from clip.tokenizer import Tokenizer
+from diffusion.autoencoder import Autoencoder, PixelSpace
+from diffusion.checkpoint import Defaults, load_autoencoder, save_model
+from diffusion.denoiser import Denoiser, Loss, logit_normal
+from diffusion.guidance import guide
+from diffusion.noise import Noise, NoiseConfig
+from diffusion.samplers import SAMPLERS
+from diffusion.unet import UNet, UNetConfig
+from train.command import run
+from train.curve import grid
+from train.data import Dataset
+from train.loop import Metrics, fit, generator, order
+from train.prepared import prepare
+from train.recipe import Recipe, arguments
+
+EXAMPLES = """examples:
+  python -m train.denoiser emoji-64                    # after the autoencoder and CLIP, into runs/emoji-64/model
+  python -m train.denoiser my.toml --folder photos --out runs/mine
+  python -m train.denoiser emoji-64 --dry-run
+"""
+BINS = 4  # of noise levels that the loss is logged by
+SHOWN = 32  # pictures in a sample grid
+
+
+def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None, precision: str | None = None) -> None:
+    """Trains the recipe's U-Net on what `out/model` holds so far, and completes the model folder."""
+    config = recipe.training("denoiser", steps, precision)
+    tokenizer, text_encoder, autoencoder = frozen_parts(recipe, out / "model")
+    noise = Noise(NoiseConfig(**recipe.denoiser["noise"]))
+    prediction_type = noise.config.prediction_type
+    data = prepare(
+        dataset, autoencoder, text_encoder, tokenizer,
+        recipe.denoiser["variations"], config.seed, out / "denoiser" / "prepared",
+    )  # fmt: skip
+    shape = data.latents.shape[1:]  # [C, h, w]
+
+    torch.manual_seed(config.seed)
+    fitting = {
+        "sample_size": shape[-1], "in_channels": shape[0], "out_channels": shape[0],
+        "cross_attention_dim": data.texts.shape[-1],
+    }  # fmt: skip
+    unet = UNet(UNetConfig.from_dict(recipe.denoiser["model"] | fitting))
+    objective = Loss(noise, prediction_type, recipe.denoiser.get("min_snr_gamma"))
+    times, dropout = recipe.denoiser["times"], recipe.denoiser["caption_dropout"]
+
+    def loss(network: nn.Module, indices: list[int]) -> tuple[Tensor, Metrics]:
+        device = next(network.parameters()).device
+        pictures = torch.tensor(order(indices, len(dataset), config.seed))
+        # One row of draws a sample: variation, caption drop and time, then the noise.
+        generators = [generator(config.seed, i) for i in indices]
+        draws = torch.stack([torch.rand(2, generator=g) for g in generators])  # [B, 2]
+        normal = torch.stack([torch.randn(1, generator=g) for g in generators]).squeeze(1)  # [B]
+        eps = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)  # [B, C, h, w]
+        variation = (draws[:, 0] * data.latent_of.shape[1]).long()
+        x0 = data.latents[data.latent_of[pictures, variation]].float().to(device)  # [B, C, h, w]
+        captions = data.text_of[pictures, variation].where(draws[:, 1] >= dropout, 0)
+        text = data.texts[captions].float().to(device)  # [B, L, D]
+        quantile = logit_normal(normal, **times)
+        errors = objective(network, x0, eps, noise.quantile(quantile), text)  # [B]
+        return errors.mean(), by_noise_level(errors.detach(), quantile)
+
+    @torch.no_grad()
+    def samples(network: nn.Module, folder: Path) -> None:
+        device = next(network.parameters()).device
+        defaults = Defaults(**recipe.defaults)
+        prompts = [dataset.variation(i * len(dataset) // SHOWN, 0, config.seed)[1] for i in range(SHOWN)]
+        text, negative = (text_encoder(tokenizer(p)).tokens.to(device) for p in (prompts, [""] * SHOWN))
+        sigmas = noise.schedule(defaults.schedule, defaults.steps)
+        denoise = guide(Denoiser(network, noise, prediction_type), text, negative, defaults.guidance)
+        draw = generator(config.seed, 0)
+        first = torch.randn(SHOWN, *shape, generator=draw).to(device) * noise.start(sigmas[0].item())
+        latents = SAMPLERS[defaults.sampler](denoise, first, sigmas, lambda: torch.randn(first.shape, generator=draw).to(device))
+        grid(autoencoder.cpu().decode(latents.cpu()), 8, folder / "samples.png")
+
+    fit(unet, loss, config, out / "denoiser", samples)
+    defaults = Defaults(**{"size": recipe.size} | recipe.defaults)
+    # fp16 halves the files and moves no picture visibly; who loads them computes in what precision they like.
+    networks = [network.cpu().half() for network in (text_encoder, unet, autoencoder)]
+    save_model(out / "model", tokenizer, *networks, noise, defaults)
+
+
+def frozen_parts(recipe: Recipe, model: Path) -> tuple[Tokenizer, TextEncoder, Autoencoder | PixelSpace]:
+    """What the earlier stages left in the model folder. Raises ValueError that says which stage has to come first."""
+    pixels = recipe.autoencoder.get("kind") == "none"
+    for part, stage in (("tokenizer", "contrastive"), ("text_encoder", "contrastive"), ("vae", "autoencoder")):
+        if not (model / part).is_dir() and not (part == "vae" and pixels):
+            raise ValueError(f"{model / part} is not there yet: run python -m train.{stage} first, or python -m train.")
+    text_encoder = text_encoder_from_folder(model / "text_encoder")
+    autoencoder = PixelSpace() if pixels else load_autoencoder(model / "vae")
+    networks = [network.float().eval().requires_grad_(False) for network in (text_encoder, autoencoder)]
+    return Tokenizer.from_folder(model / "tokenizer"), *networks
+
+
+def by_noise_level(errors: Tensor, quantile: Tensor) -> Metrics:
+    """The loss by noise level: the mean over the batch's samples in each quarter of the times."""
+    level = (quantile * BINS).long().clamp(max=BINS - 1).to(errors.device)
+    means = {}
+    for bin in range(BINS):
+        inside = level == bin
+        means[f"loss_{bin}"] = (errors * inside).sum() / inside.sum().clamp(min=1)
+    return means
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(arguments(__doc__, EXAMPLES), argv, {"denoiser": train})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What the frozen networks say about the data, computed once and cached: latents and text embeddings.
+
+Every picture has K prepared variations (backgrounds, captions). Equal pictures and equal captions are encoded once.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from clip.text import TextEncoder
+from clip.tokenizer import Tokenizer
+from diffusion.autoencoder import Autoencoder, PixelSpace
+from diffusion.durable import write_atomically
+from train.data import Dataset
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Variation k of picture i has latents `latents[latent_of[i, k]]` and text `texts[text_of[i, k]]`; text 0 is the empty prompt."""
+
+    latents: Tensor  # [U, C, h, w] bf16
+    texts: Tensor  # [V, L, D] bf16
+    latent_of: Tensor  # [N, K]
+    text_of: Tensor  # [N, K]
+
+
+@torch.no_grad()
+def prepare(
+    dataset: Dataset,
+    autoencoder: Autoencoder | PixelSpace,
+    text_encoder: TextEncoder,
+    tokenizer: Tokenizer,
+    variations: int,
+    seed: int,
+    cache: Path,
+) -> Prepared:
+    """Encodes `variations` of every picture, or reads them from `cache` where they were made by these very weights."""
+    key = _key(dataset, autoencoder, text_encoder, variations, seed)
+    path = cache / f"{key}.safetensors"
+    if path.exists():
+        return Prepared(**load_file(path))
+    images: dict[bytes, int] = {}
+    captions: dict[str, int] = {"": 0}
+    latent_of = torch.empty(len(dataset), variations, dtype=torch.long)
+    text_of = torch.empty_like(latent_of)
+    for i in range(len(dataset)):
+        for k in range(variations):
+            image, caption = dataset.variation(i, k, seed)
+            latent_of[i, k] = images.setdefault(image.numpy().tobytes(), len(images))
+            text_of[i, k] = captions.setdefault(caption, len(captions))
+    size = dataset.size
+    pixels = torch.frombuffer(bytearray(b"".join(images)), dtype=torch.uint8).view(-1, 3, size, size)
+    device = next(text_encoder.parameters()).device
+    latents = torch.cat([
+        autoencoder.encode(batch.to(device).float() / 127.5 - 1).bfloat16().cpu()
+        for batch in tqdm(pixels.split(64), desc="encoding pictures", unit="batch")
+    ])  # fmt: skip
+    ids = tokenizer(list(captions))
+    texts = torch.cat([
+        text_encoder(batch.to(device)).tokens.bfloat16().cpu()
+        for batch in tqdm(ids.split(64), desc="encoding captions", unit="batch")
+    ])  # fmt: skip
+    cache.mkdir(parents=True, exist_ok=True)
+    for old in cache.glob("*.safetensors"):
+        old.unlink()
+    prepared = {"latents": latents, "texts": texts, "latent_of": latent_of, "text_of": text_of}
+    write_atomically(path, save(prepared))
+    return Prepared(**prepared)
+
+
+def _key(
+    dataset: Dataset, autoencoder: Autoencoder | PixelSpace, text_encoder: TextEncoder, variations: int, seed: int
+) -> str:
+    """A digest of all that the prepared tensors depend on; the data speak through their first variation."""
+    digest = hashlib.sha256(f"{dataset.size} {len(dataset)} {variations} {seed}".encode())
+    for module in (autoencoder, text_encoder):
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    for i in range(len(dataset)):
+        image, caption = dataset.variation(i, 0, seed)
+        digest.update(image.numpy().tobytes() + caption.encode())
+    return digest.hexdigest()[:16]

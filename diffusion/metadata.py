@@ -44,8 +44,8 @@ def describe(request: Resolved, model: Model, device: torch.device, dtype: torch
 def parameters(request: Resolved, model_name: str, model_hash: str) -> str:
     """The request in AUTOMATIC1111's form: the prompt, the negative one if there is any, a line of fields.
 
-    A line of the prompt that begins with a mark of the form would be read as that part: there it is written in
-    lower case. It is the same prompt: the tokenizer lower-cases everything.
+    A line of the prompt that begins with a mark of the form would be read as that part: there it is written
+    in lower case. It is the same prompt: the tokenizer lower-cases everything.
     """
     line = {
         "Steps": request.steps,

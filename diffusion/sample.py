@@ -22,13 +22,14 @@ from diffusion.pipeline import Pipeline
 from diffusion.request import Request, Resolved, resolve
 from diffusion.samplers import SAMPLERS
 
+DTYPES = ("float32", "float16", "bfloat16")
 COMMAND = "python -m diffusion.sample"
 EXAMPLES = """examples:
   python -m diffusion.sample "a red apple"                      # into outputs/
   python -m diffusion.sample "a red apple" --out apple.png
   python -m diffusion.sample "a red apple" "a blue star" --count 4 --grid
   python -m diffusion.sample "a cat" --seed 7 --steps 50 --sampler heun --guidance 5
-  python -m diffusion.sample "a cat" --model path/to/stable-diffusion --size 512x768 --device cuda --dtype float16
+  python -m diffusion.sample "a cat" --model path/to/folder --size 512x768 --device cuda --dtype float16
 
 exit codes: 0 done; 2 a mistake in what was asked, said in one sentence; 130 stopped by Ctrl-C.
 """
@@ -37,26 +38,27 @@ exit codes: 0 done; 2 a mistake in what was asked, said in one sentence; 130 sto
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
-        description="Make pictures of prompts. Each PNG says how it was made, and the same request makes the same bytes.",
+        description="Prompts => PNG files. Each says how it was made; the same request makes the same bytes.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model folder, or a shipped model (default: %(default)s)")
-    parser.add_argument("--negative", default="", metavar="PROMPT", help="what to lead the pictures away from")
-    parser.add_argument("--seed", type=int, default=0, help="picture i of a prompt has seed + i; -1 draws one (default: 0)")
-    parser.add_argument("--count", type=int, default=1, help="pictures a prompt (default: 1)")
-    parser.add_argument("--steps", type=int, help="default, as of all that follow: the model's own")
-    parser.add_argument("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
-    parser.add_argument("--schedule", metavar="NAME", help=", ".join(SCHEDULES))
-    parser.add_argument("--guidance", type=float, help="how closely to follow the prompt; 1 is the plain model")
-    parser.add_argument("--size", metavar="WxH", help="pixels, as 64x96, or 64 for a square")
-    parser.add_argument("--out", type=Path, default=Path("outputs"), help="a folder, or a .png for one picture (default: outputs)")
-    parser.add_argument("--grid", action="store_true", help="write all pictures on one sheet, too")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON a picture, not its path alone")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the U-Net (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print what would be made, and stop")
+    add = parser.add_argument
+    add("prompts", nargs="+", metavar="PROMPT")
+    add("--model", default=DEFAULT_MODEL, help="a model folder, or a shipped model (default: %(default)s)")
+    add("--negative", default="", metavar="PROMPT", help="what to lead the pictures away from")
+    add("--seed", type=int, default=0, help="picture i of a prompt has seed + i; -1 draws one (default: 0)")
+    add("--count", type=int, default=1, help="pictures a prompt (default: 1)")
+    add("--steps", type=int, help="as all of the next five, the model's own by default")
+    add("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
+    add("--schedule", metavar="NAME", help=", ".join(SCHEDULES))
+    add("--guidance", type=float, help="how closely to follow the prompt; 1 is the plain model")
+    add("--size", metavar="WxH", help="pixels, as 64x96, or 64 for a square")
+    add("--out", type=Path, default=Path("outputs"), help="a folder, or a .png (default: %(default)s)")
+    add("--grid", action="store_true", help="write all pictures on one sheet, too")
+    add("--json", action="store_true", help="print a line of JSON a picture, not its path alone")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    add("--dtype", choices=DTYPES, default="float32", help="what the U-Net runs in (default: %(default)s)")
+    add("--dry-run", action="store_true", help="check everything, print what would be made, and stop")
     return parser
 
 
@@ -114,12 +116,10 @@ def requests_of(args: argparse.Namespace, model: Model) -> list[Resolved]:
     if args.count < 1:
         raise ValueError(f"--count is {args.count}; expected 1 or more.")
     width, height = size(args.size) if args.size else (None, None)
+    settings = (args.steps, args.sampler, args.schedule, args.guidance, width, height)
     requests = []
     for prompt in args.prompts:
-        first = resolve(
-            Request(prompt, args.negative, args.seed, args.steps, args.sampler, args.schedule, args.guidance, width, height),
-            model,
-        )
+        first = resolve(Request(prompt, args.negative, args.seed, *settings), model)
         requests += [resolve(replace(first, seed=first.seed + i), model) for i in range(args.count)]
     return requests
 

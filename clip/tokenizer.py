@@ -6,6 +6,7 @@ of "catalogue". The ids are those of transformers' CLIPTokenizer, whose folders 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ SPECIAL_TOKENS = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_t
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 # What counts as a word: an English contraction, letters, one digit, or a run of anything else but space.
-WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 # The longest token that training may make, `</w>` included. Japanese has no spaces: without a limit, whole
 # captions would become single tokens and say nothing about their parts.
@@ -58,16 +59,14 @@ class Tokenizer:
             if token.content not in vocab:
                 raise ValueError(f"{name} {token.content!r} is not in the vocabulary: name a token that is")
 
-        self._bpe = _byte_level(
-            models.BPE(vocab, list(merges), unk_token=added["unk_token"].content, end_of_word_suffix=WORD_END)
-        )
+        start, end, unknown, pad = (added[name].content for name in SPECIAL_TOKENS)
+        bpe = models.BPE(vocab, list(merges), unk_token=unknown, end_of_word_suffix=WORD_END)
+        self._bpe = _byte_level(bpe, start, end)
         self._bpe.add_special_tokens(list(added.values()))
         self._clean = clean
         self.length = length
         self.vocab_size = len(vocab)
-        self.start = vocab[added["bos_token"].content]
-        self.end = vocab[added["eos_token"].content]
-        self.pad = vocab[added["pad_token"].content]
+        self.start, self.end, self.pad = vocab[start], vocab[end], vocab[pad]
 
     @classmethod
     def from_folder(cls, path: str | Path, clean: Callable[[str], str] | None = None) -> "Tokenizer":
@@ -118,7 +117,7 @@ class Tokenizer:
         if vocab_size < len(base) + 2:
             raise ValueError(f"vocab_size {vocab_size} is too small: choose {len(base) + 2} or more")
 
-        learner = _byte_level(models.BPE(end_of_word_suffix=WORD_END))
+        learner = _byte_level(models.BPE(end_of_word_suffix=WORD_END), START, END)
         learner.train_from_iterator(
             (_repair(text) for text in texts),
             trainers.BpeTrainer(
@@ -158,15 +157,16 @@ class Tokenizer:
         return _repair(self._clean(text) if self._clean else text)
 
 
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+def _byte_level(model: models.BPE, start: str, end: str) -> tokenizers.Tokenizer:
     """BPE between the steps that transformers' CLIPTokenizer takes before it and after it."""
+    word = Regex(f"{re.escape(start)}|{re.escape(end)}|{WORD}")
     bpe = tokenizers.Tokenizer(model)
     bpe.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True),
+            pre_tokenizers.Split(word, behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

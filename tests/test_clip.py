@@ -31,11 +31,11 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 VOCAB, LENGTH = 99, 16
 END = VOCAB - 1
-TEXT = TextConfig(VOCAB, LENGTH, width=32, layers=3, heads=2, mlp_width=64, projection=24, eos_token_id=END)
+TEXT = TextConfig(VOCAB, LENGTH, width=32, layers=3, heads=2, mlp_width=128, projection=24, eos_token_id=END)
 IMAGE = ImageConfig(image_size=16, patch_size=4, width=64, layers=2, heads=1, mlp_width=256, projection=24)
 
-GOLDEN_TOKENS = [-1.6844, 0.4398, -0.6207, -0.5674]
-GOLDEN_LOGITS = [0.1893, -2.8368, -1.5295, 0.3323]
+GOLDEN_TOKENS = [-0.5665, 1.4818, -0.0453, 1.3743]
+GOLDEN_LOGITS = [-1.3764, -2.0244, -2.5389, -0.1968]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def text_config(**changes: object) -> transformers.CLIPTextConfig:
         "hidden_size": 32,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
-        "intermediate_size": 64,
+        "intermediate_size": 128,
         "projection_dim": 24,
         "eos_token_id": END,
         "bos_token_id": None,
@@ -195,7 +195,7 @@ def test_clip_equals_clip_model_both_ways(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quick_gelu", [True, False])
 @torch.no_grad()
 def test_clip_equals_open_clip_both_ways(quick_gelu: bool, tmp_path: Path) -> None:
-    text = {"context_length": LENGTH, "vocab_size": VOCAB, "width": 32, "heads": 2, "layers": 3, "mlp_ratio": 2}
+    text = {"context_length": LENGTH, "vocab_size": VOCAB, "width": 32, "heads": 2, "layers": 3}
     image = {"image_size": 16, "patch_size": 4, "width": 64, "layers": 2}
     theirs = shaken(OpenCLIP(24, CLIPVisionCfg(**image), CLIPTextCfg(**text), quick_gelu=quick_gelu))
     model = {"embed_dim": 24, "text_cfg": text, "vision_cfg": image, "quick_gelu": quick_gelu}

@@ -24,9 +24,10 @@ EXAMPLES = """examples:
 
 
 class Reconstruction(nn.Module):
-    """The objective: |error| of pixels and of their differences (edges), and the KL divergence of the latents to N(0, 1).
+    """The objective: errors of pixels and of their differences, and the KL divergence of the latents to N(0, 1).
 
-    Kingma & Welling 2014 with a Laplace likelihood; the differences keep edges as sharp as their place is right.
+    A variational autoencoder (Kingma & Welling 2014). Squared errors bring the colours early, absolute ones the
+    detail late, and those of the differences between neighbours keep edges sharp.
     """
 
     def __init__(self, autoencoder: Autoencoder, kl_weight: float) -> None:
@@ -34,14 +35,14 @@ class Reconstruction(nn.Module):
         self.autoencoder, self.kl_weight = autoencoder, kl_weight
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images [B, 3, H, W] in [-1, 1], standard normal noise [B, C, h, w] => loss, pixel error, KL a latent number."""
+        """images [B, 3, H, W] in [-1, 1], standard normal noise [B, C, h, w] => loss, squared error, KL a latent number."""
         mean, logvar = self.autoencoder.moments(images)
         latents = mean + (0.5 * logvar).exp() * noise
-        error = (self.autoencoder.decode(latents * self.autoencoder.config.scaling_factor) - images).float()
+        error = (self.autoencoder.decode(self.autoencoder.scale(latents)) - images).float()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        pixels = error.abs().mean()
+        squared = error.square().mean()
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
-        return pixels + edges + self.kl_weight * kl, pixels, kl
+        return error.abs().mean() + edges + 2 * squared + self.kl_weight * kl, squared, kl
 
 
 def images_at(dataset: Dataset, indices: list[int], seed: int, device: torch.device) -> Tensor:
@@ -50,6 +51,15 @@ def images_at(dataset: Dataset, indices: list[int], seed: int, device: torch.dev
     visits = [index // len(dataset) for index in indices]
     pixels = torch.stack([dataset.variation(i, k, seed)[0] for i, k in zip(pictures, visits, strict=True)])
     return pixels.to(device).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def initialise(autoencoder: Autoencoder) -> None:
+    """A start that learns several times sooner than PyTorch's: signals keep their size, latents hold hardly any noise."""
+    for module in autoencoder.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.any():  # residual branches start at zero and stay so
+            nn.init.xavier_normal_(module.weight)
+    autoencoder.quant_conv.bias[autoencoder.channels :] = -6.0  # log-variance: a deviation of 0.05
 
 
 @torch.no_grad()
@@ -78,6 +88,7 @@ def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None,
     config = recipe.training("autoencoder", steps, precision)
     torch.manual_seed(config.seed)
     autoencoder = Autoencoder(AutoencoderConfig.from_dict(recipe.autoencoder["model"] | {"sample_size": recipe.size}))
+    initialise(autoencoder)
     objective = Reconstruction(autoencoder, recipe.autoencoder["kl_weight"])
     side = recipe.size // autoencoder.factor
     shape = (autoencoder.channels, side, side)
@@ -85,8 +96,8 @@ def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None,
     def loss(network: nn.Module, indices: list[int]) -> tuple[Tensor, Metrics]:
         device = next(network.parameters()).device
         noise = torch.stack([torch.randn(shape, generator=generator(config.seed, i)) for i in indices]).to(device)
-        value, pixels, kl = network(images_at(dataset, indices, config.seed, device), noise)
-        return value, {"pixels": pixels, "kl": kl}
+        value, squared, kl = network(images_at(dataset, indices, config.seed, device), noise)
+        return value, {"squared": squared, "kl": kl}
 
     @torch.no_grad()
     def samples(network: nn.Module, folder: Path) -> None:

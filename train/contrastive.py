@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,7 +73,9 @@ def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None,
         visits = [index // len(dataset) for index in indices]
         pairs = [dataset.variation(i, k, config.seed) for i, k in zip(pictures, visits, strict=True)]
         images = torch.stack([image for image, _ in pairs]).to(device).float() / 127.5 - 1
-        ids = tokenizer([caption for _, caption in pairs]).to(device)
+        ids = tokenizer([caption for _, caption in pairs])
+        # Nothing past the longest caption's end token is read: the tower is causal and pools there.
+        ids = ids[:, : int((ids == tokenizer.end).int().argmax(dim=1).max()) + 1].to(device)
         image_features, text_features, scale = network(images, ids)
         similarity = image_features.detach() @ text_features.detach().T
         found = (similarity.argmax(dim=1) == torch.arange(len(indices), device=device)).float().mean()
@@ -83,7 +86,14 @@ def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None,
     fit(Similarities(clip), loss, config, out / "contrastive")
     save_clip(clip, out / "clip")
     tokenizer.save(out / "clip")
-    save_text_encoder(clip.text, out / "model" / "text_encoder")
+    save_text_encoder(without_projection(clip.text), out / "model" / "text_encoder")
+
+
+def without_projection(text: TextEncoder) -> TextEncoder:
+    """The tower as a U-Net is conditioned by it: its tokens, not CLIP's shared space."""
+    alone = TextEncoder(replace(text.config, projection=None))
+    alone.load_state_dict({k: v for k, v in text.state_dict().items() if not k.startswith("projection.")})
+    return alone
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -65,7 +65,7 @@ def fit(
     there is continued; a finished one returns at once.
     Raises ValueError when the folder holds a run of another configuration or the loss stays non-finite, Stopped when asked to stop.
     """
-    _claim(folder, config)
+    _claim(folder, config, network)
     torch.set_flush_denormal(True)  # numbers under 1e-38 make a CPU's step several times slower and nothing better
     accelerator = Accelerator(mixed_precision=_precision(config.precision))
     network.to(accelerator.device)
@@ -179,14 +179,16 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str,
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def _claim(folder: Path, config: LoopConfig) -> None:
+def _claim(folder: Path, config: LoopConfig, network: nn.Module) -> None:
     """Writes the configuration beside the run, or refuses a folder that holds a run of another one."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / "training.json", json.dumps(dataclasses.asdict(config), indent=1)
+    shapes = {name: list(parameter.shape) for name, parameter in network.named_parameters()}
+    text = json.dumps({"loop": dataclasses.asdict(config), "parameters": shapes}, indent=1)
+    path = folder / "training.json"
     if not path.exists():
         path.write_text(text)
     elif path.read_text() != text:
-        raise ValueError(f"{folder} holds a training with other settings (training.json): choose another --out or remove it.")
+        raise ValueError(f"{folder} holds a training with other settings: choose another --out or remove it.")
 
 
 def _resume(folder: Path, network: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:

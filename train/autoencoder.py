@@ -35,7 +35,7 @@ class Reconstruction(nn.Module):
         self.autoencoder, self.kl_weight = autoencoder, kl_weight
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images [B, 3, H, W] in [-1, 1], standard normal noise [B, C, h, w] => loss, squared error, KL a latent number."""
+        """Images [B, 3, H, W] in [-1, 1], unit noise [B, C, h, w] => loss, squared error, KL a latent number."""
         mean, logvar = self.autoencoder.moments(images)
         latents = mean + (0.5 * logvar).exp() * noise
         error = (self.autoencoder.decode(self.autoencoder.scale(latents)) - images).float()
@@ -55,9 +55,11 @@ def images_at(dataset: Dataset, indices: list[int], seed: int, device: torch.dev
 
 @torch.no_grad()
 def initialise(autoencoder: Autoencoder) -> None:
-    """A start that learns several times sooner than PyTorch's: signals keep their size, latents hold hardly any noise."""
+    """A start that learns sooner than PyTorch's: signals keep their size, latents hold hardly any noise."""
     for module in autoencoder.modules():
-        if isinstance(module, nn.Conv2d) and module.weight.any():  # residual branches start at zero and stay so
+        if (
+            isinstance(module, nn.Conv2d) and module.weight.any()
+        ):  # residual branches start at zero and stay so
             nn.init.xavier_normal_(module.weight)
     autoencoder.quant_conv.bias[autoencoder.channels :] = -6.0  # log-variance: a deviation of 0.05
 
@@ -66,7 +68,7 @@ def initialise(autoencoder: Autoencoder) -> None:
 def normalise(autoencoder: Autoencoder, images: Tensor) -> None:
     """Makes every latent channel of zero mean and unit deviation over `images`, changing no reconstruction.
 
-    The format knows one scale for all channels; the two 1x1 convolutions around the latents hold one a channel exactly.
+    The format has one scale for all channels; the 1x1 convolutions around the latents hold one for each.
     """
     latents = torch.cat([autoencoder.moments(batch)[0] for batch in images.split(64)])
     mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))  # [C]
@@ -81,13 +83,17 @@ def normalise(autoencoder: Autoencoder, images: Tensor) -> None:
     decode.weight *= deviation[None, :, None, None]
 
 
-def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None, precision: str | None = None) -> None:
+def train(
+    recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None, precision: str | None = None
+) -> None:
     """Trains the recipe's autoencoder into `out/model/vae`; nothing to do where the recipe works on pixels."""
     if recipe.autoencoder.get("kind") == "none":
         return
     config = recipe.training("autoencoder", steps, precision)
     torch.manual_seed(config.seed)
-    autoencoder = Autoencoder(AutoencoderConfig.from_dict(recipe.autoencoder["model"] | {"sample_size": recipe.size}))
+    autoencoder = Autoencoder(
+        AutoencoderConfig.from_dict(recipe.autoencoder["model"] | {"sample_size": recipe.size})
+    )
     initialise(autoencoder)
     objective = Reconstruction(autoencoder, recipe.autoencoder["kl_weight"])
     side = recipe.size // autoencoder.factor
@@ -95,7 +101,9 @@ def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None,
 
     def loss(network: nn.Module, indices: list[int]) -> tuple[Tensor, Metrics]:
         device = next(network.parameters()).device
-        noise = torch.stack([torch.randn(shape, generator=generator(config.seed, i)) for i in indices]).to(device)
+        noise = torch.stack([torch.randn(shape, generator=generator(config.seed, i)) for i in indices]).to(
+            device
+        )
         value, squared, kl = network(images_at(dataset, indices, config.seed, device), noise)
         return value, {"squared": squared, "kl": kl}
 

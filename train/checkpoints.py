@@ -1,8 +1,8 @@
 """Checkpoints that count only when they verify.
 
-A checkpoint is a folder `step-00000200` of safetensors and one `state.json`. It is written aside, flushed, given a manifest of
-SHA-256 sums and renamed, so a crash at any moment leaves the earlier ones whole. Loading walks back to the newest that verifies.
-Random state is not stored: every draw is a function of (seed, global sample index).
+A checkpoint is a folder `step-00000200` of safetensors and one `state.json`. It is written aside, flushed, given a
+manifest of SHA-256 sums and renamed, so a crash at any moment leaves the earlier ones whole. Loading walks back to the
+newest that verifies. Random state is not stored: every draw is a function of (seed, global sample index).
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """What every training command does around its stages: arguments, data, one sentence for a mistake, exit codes.
 
-Exit codes: 0 done; 2 a mistake of the user's, in one sentence; 130 stopped on Ctrl-C or SIGTERM with a checkpoint written.
+Exit codes: 0 done; 2 a mistake of the user's, in one sentence; 130 stopped on Ctrl-C or SIGTERM, checkpoint written.
 """
 
 import argparse
@@ -29,7 +29,9 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None, stages: Map
                 print(f"  {name}: {config or 'pixels are the latents: nothing to train'}")
             return 0
         out.mkdir(parents=True, exist_ok=True)
-        dataset = open_dataset(recipe.data, recipe.size, out / "data", folder=args.folder, fetched=args.fetched)
+        dataset = open_dataset(
+            recipe.data, recipe.size, out / "data", folder=args.folder, fetched=args.fetched
+        )
         for stage in stages.values():
             stage(recipe, dataset, out, args.steps, args.precision)
     except (ValueError, OSError) as mistake:

@@ -54,17 +54,22 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     return (to_texts + to_images) / 2
 
 
-def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None, precision: str | None = None) -> None:
+def train(
+    recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None, precision: str | None = None
+) -> None:
     """Trains tokenizer and CLIP into `out/model/tokenizer`, `out/model/text_encoder` and, whole, `out/clip`."""
     config = recipe.training("contrastive", steps, precision)
-    tokenizer = Tokenizer.train(dataset.captions(), recipe.tokenizer["vocab_size"], recipe.tokenizer["length"])
+    tokenizer = Tokenizer.train(
+        dataset.captions(), recipe.tokenizer["vocab_size"], recipe.tokenizer["length"]
+    )
     tokenizer.save(out / "model" / "tokenizer")
 
     torch.manual_seed(config.seed)
     text = {"vocab_size": tokenizer.vocab_size, "length": tokenizer.length, "eos_token_id": tokenizer.end}
+    image = {"image_size": recipe.size}
     clip = CLIP(
         TextEncoder(build(TextConfig, recipe.contrastive["text"] | text, "[contrastive.text]")),
-        ImageEncoder(build(ImageConfig, recipe.contrastive["image"] | {"image_size": recipe.size}, "[contrastive.image]")),
+        ImageEncoder(build(ImageConfig, recipe.contrastive["image"] | image, "[contrastive.image]")),
     )  # fmt: skip
 
     def loss(network: nn.Module, indices: list[int]) -> tuple[Tensor, Metrics]:

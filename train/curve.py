@@ -14,7 +14,9 @@ SIZE, MARGIN = (960, 480), 48
 def draw_curve(metrics: Path, png: Path) -> None:
     """Draws `loss` of a metrics.jsonl against the step, the loss on a logarithmic axis, over its running mean."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    points = [(row["step"], row["loss"]) for row in rows if row.get("loss", 0) > 0 and math.isfinite(row["loss"])]
+    points = [
+        (row["step"], row["loss"]) for row in rows if row.get("loss", 0) > 0 and math.isfinite(row["loss"])
+    ]
     if len(points) < 2:
         return
     low, high = (math.log10(f(y for _, y in points)) for f in (min, max))
@@ -35,7 +37,11 @@ def draw_curve(metrics: Path, png: Path) -> None:
         loss = 10 ** (low + (high - low) * i / 4)
         draw.line([place(0, loss), place(last, loss)], fill="#e4e4ea")
         draw.text((4, place(0, loss)[1] - 6), f"{loss:.3g}", fill="#60606c")
-        draw.text((place(last * i / 4, 10**low)[0] - 10, height - MARGIN + 10), str(round(last * i / 4)), fill="#60606c")
+        draw.text(
+            (place(last * i / 4, 10**low)[0] - 10, height - MARGIN + 10),
+            str(round(last * i / 4)),
+            fill="#60606c",
+        )
     draw.line([place(*p) for p in points], fill="#c9d3f2")
     draw.line([place(*p) for p in smooth], fill="#3355cc", width=2)
     image.save(png)

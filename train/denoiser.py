@@ -33,7 +33,9 @@ BINS = 4  # of noise levels that the loss is logged by
 SHOWN = 32  # pictures in a sample grid
 
 
-def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None, precision: str | None = None) -> None:
+def train(
+    recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None, precision: str | None = None
+) -> None:
     """Trains the recipe's U-Net on what `out/model` holds so far, and completes the model folder."""
     config = recipe.training("denoiser", steps, precision)
     tokenizer, text_encoder, autoencoder = frozen_parts(recipe, out / "model")
@@ -80,7 +82,9 @@ def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None,
         denoise = guide(Denoiser(network, noise, prediction_type), text, negative, defaults.guidance)
         draw = generator(config.seed, 0)
         first = torch.randn(SHOWN, *shape, generator=draw).to(device) * noise.start(sigmas[0].item())
-        latents = SAMPLERS[defaults.sampler](denoise, first, sigmas, lambda: torch.randn(first.shape, generator=draw).to(device))
+        latents = SAMPLERS[defaults.sampler](
+            denoise, first, sigmas, lambda: torch.randn(first.shape, generator=draw).to(device)
+        )
         grid(autoencoder.cpu().decode(latents.cpu()), 8, folder / "samples.png")
 
     fit(unet, loss, config, out / "denoiser", samples)
@@ -93,9 +97,15 @@ def train(recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None,
 def frozen_parts(recipe: Recipe, model: Path) -> tuple[Tokenizer, TextEncoder, Autoencoder | PixelSpace]:
     """What the earlier stages left in the model folder. Raises ValueError that says which stage has to come first."""
     pixels = recipe.autoencoder.get("kind") == "none"
-    for part, stage in (("tokenizer", "contrastive"), ("text_encoder", "contrastive"), ("vae", "autoencoder")):
+    for part, stage in (
+        ("tokenizer", "contrastive"),
+        ("text_encoder", "contrastive"),
+        ("vae", "autoencoder"),
+    ):
         if not (model / part).is_dir() and not (part == "vae" and pixels):
-            raise ValueError(f"{model / part} is not there yet: run python -m train.{stage} first, or python -m train.")
+            raise ValueError(
+                f"{model / part} is not there yet: run python -m train.{stage} first, or python -m train."
+            )
     text_encoder = text_encoder_from_folder(model / "text_encoder")
     autoencoder = PixelSpace() if pixels else load_autoencoder(model / "vae")
     networks = [network.float().eval().requires_grad_(False) for network in (text_encoder, autoencoder)]

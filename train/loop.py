@@ -1,8 +1,8 @@
 """The one training loop: accelerate underneath; resuming is running the same command.
 
-A trainer hands over a network and a function from global sample indices to a loss. Sample `i` of a run means the same picture,
-caption, noise and time for ever, whatever the batch, the number of processes or the restarts: all its draws are functions of
-(seed, i). So a checkpoint holds weights, the optimizer's moments, the average and the step, and nothing else.
+A trainer hands over a network and a function from global sample indices to a loss. Sample `i` of a run means the same
+picture, caption, noise and time for ever, whatever the batch, the number of processes or the restarts: all its draws
+are functions of (seed, i). So a checkpoint holds weights, the optimizer's moments, the average and the step, no more.
 """
 
 import dataclasses
@@ -25,7 +25,9 @@ from train import checkpoints
 from train.curve import draw_curve
 
 Metrics = dict[str, Tensor]
-Loss = Callable[[nn.Module, list[int]], tuple[Tensor, Metrics]]  # (network, sample indices) -> mean loss, more to log
+Loss = Callable[
+    [nn.Module, list[int]], tuple[Tensor, Metrics]
+]  # (network, sample indices) -> mean loss, more to log
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ def fit(
 ) -> nn.Module:
     """Trains `network` in place for `config.steps` steps and returns it holding the average of its weights.
 
-    `folder` receives checkpoints/, metrics.jsonl, loss.png and whatever `samples(averaged network, folder)` draws. A run found
-    there is continued; a finished one returns at once.
-    Raises ValueError when the folder holds a run of another configuration or the loss stays non-finite, Stopped when asked to stop.
+    `folder` receives checkpoints/, metrics.jsonl, loss.png and whatever `samples(averaged network, folder)` draws. A
+    run found there is continued; a finished one returns at once.
+    Raises ValueError when the folder holds a run of other settings or the loss stays non-finite, Stopped when asked to.
     """
     _claim(folder, config, network)
-    torch.set_flush_denormal(True)  # numbers under 1e-38 make a CPU's step several times slower and nothing better
+    torch.set_flush_denormal(
+        True
+    )  # numbers under 1e-38 make a CPU's step several times slower and nothing better
     accelerator = Accelerator(mixed_precision=_precision(config.precision))
     network.to(accelerator.device)
     average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
@@ -83,18 +87,26 @@ def fit(
 
     def keep(step: int) -> None:
         if main:
-            tensors = {"weights": network.state_dict(), "average": average, "optimizer": _moments(network, optimizer)}
+            tensors = {
+                "weights": network.state_dict(),
+                "average": average,
+                "optimizer": _moments(network, optimizer),
+            }
             checkpoints.save(folder / "checkpoints", step, tensors, {})
             draw_curve(folder / "metrics.jsonl", folder / "loss.png")
 
     skipped = 0
-    bar = tqdm(total=config.steps, initial=step, desc=folder.name, unit="step", disable=not main, mininterval=1)
+    bar = tqdm(
+        total=config.steps, initial=step, desc=folder.name, unit="step", disable=not main, mininterval=1
+    )
     with _stop_requests() as stop_requested, bar:
         while step < config.steps:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * rate(step, config)
             first = step * config.batch
-            indices = list(range(first + accelerator.process_index, first + config.batch, accelerator.num_processes))
+            indices = list(
+                range(first + accelerator.process_index, first + config.batch, accelerator.num_processes)
+            )
             with accelerator.autocast():
                 value, more = loss(wrapped, indices)
             accelerator.backward(value)
@@ -121,7 +133,9 @@ def fit(
             if stopping or step % config.checkpoint_every == 0 or step == config.steps:
                 keep(step)
             if stopping:
-                raise Stopped(f"Stopped at step {step} of {config.steps}; the same command goes on from there.")
+                raise Stopped(
+                    f"Stopped at step {step} of {config.steps}; the same command goes on from there."
+                )
             if main and samples and (step % config.sample_every == 0 or step == config.steps):
                 with _holding(network, average):
                     samples(network, folder)
@@ -137,7 +151,7 @@ def rate(step: int, config: LoopConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-# ---------------------------------------------------------------- draws: functions of (seed, global sample index)
+# draws: functions of (seed, global sample index)
 
 
 def order(indices: list[int], size: int, seed: int) -> list[int]:
@@ -158,7 +172,7 @@ def generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed ^ (mixed >> 31))
 
 
-# ---------------------------------------------------------------- the pieces
+# the pieces
 
 
 def _precision(asked: str) -> str:
@@ -191,7 +205,9 @@ def _claim(folder: Path, config: LoopConfig, network: nn.Module) -> None:
         raise ValueError(f"{folder} holds a training with other settings: choose another --out or remove it.")
 
 
-def _resume(folder: Path, network: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+def _resume(
+    folder: Path, network: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> int:
     found = checkpoints.newest(folder / "checkpoints")
     if found is None:
         return 0
@@ -203,8 +219,12 @@ def _resume(folder: Path, network: nn.Module, average: dict[str, Tensor], optimi
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             prefix = names[parameter] + "/"
-            moments = {key.removeprefix(prefix): value for key, value in tensors["optimizer"].items() if key.startswith(prefix)}
-            # `step` lives on the CPU unless the optimizer is fused on a GPU; load_state_dict would place it, this does too.
+            moments = {
+                key.removeprefix(prefix): value
+                for key, value in tensors["optimizer"].items()
+                if key.startswith(prefix)
+            }
+            # The fused optimizer keeps all of its state, the step too, beside the parameter.
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
     return state["step"]
 

@@ -21,7 +21,7 @@ from train.data import Dataset
 
 @dataclass(frozen=True)
 class Prepared:
-    """Variation k of picture i has latents `latents[latent_of[i, k]]` and text `texts[text_of[i, k]]`; text 0 is the empty prompt."""
+    """Variation k of picture i is `latents[latent_of[i, k]]` with `texts[text_of[i, k]]`; text 0 is the empty prompt."""
 
     latents: Tensor  # [U, C, h, w] bf16
     texts: Tensor  # [V, L, D] bf16
@@ -74,7 +74,11 @@ def prepare(
 
 
 def _key(
-    dataset: Dataset, autoencoder: Autoencoder | PixelSpace, text_encoder: TextEncoder, variations: int, seed: int
+    dataset: Dataset,
+    autoencoder: Autoencoder | PixelSpace,
+    text_encoder: TextEncoder,
+    variations: int,
+    seed: int,
 ) -> str:
     """A digest of all that the prepared tensors depend on; the data speak through their first variation."""
     digest = hashlib.sha256(f"{dataset.size} {len(dataset)} {variations} {seed}".encode())

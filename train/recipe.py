@@ -2,10 +2,10 @@
 
 Every stage of a run reads the same recipe and the same run folder:
 
-    run/data/            rendered pictures, cached                          (train.data)
-    run/autoencoder/     checkpoints, loss curve, sample grids              (train.autoencoder)  -> run/model/vae
-    run/contrastive/     the same of CLIP; the whole CLIP in run/clip       (train.contrastive)  -> run/model/{tokenizer,text_encoder}
-    run/denoiser/        the same of the U-Net                              (train.denoiser)     -> run/model/{unet,scheduler,...}
+    data/           pictures as they were rendered
+    autoencoder/    train.autoencoder: checkpoints, loss curve, sample grids    => model/vae
+    contrastive/    train.contrastive: the same of CLIP, whole in clip/         => model/tokenizer, model/text_encoder
+    denoiser/       train.denoiser: the same of the U-Net                       => model/unet, model/scheduler: complete
 """
 
 import argparse
@@ -59,7 +59,9 @@ def build(kind: type, table: Table, where: str) -> Any:
     if unknown := sorted(set(table) - names):
         raise ValueError(f"{where} has no setting {unknown[0]!r}: it takes {', '.join(sorted(names))}.")
     try:
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+        return kind(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+        )
     except TypeError as error:
         raise ValueError(f"{where}: {error}.") from None
 
@@ -70,9 +72,15 @@ def arguments(description: str, examples: str) -> argparse.ArgumentParser:
         description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help="a shipped recipe's name (emoji-64) or the path of a TOML file")
-    parser.add_argument("--out", type=Path, help="the run folder (default: runs/NAME); a run found there is continued")
-    parser.add_argument("--folder", type=Path, help="train on this folder of images with captions, not on the recipe's data")
-    parser.add_argument("--fetched", type=Path, help="a folder of already fetched .tgz packages for the emoji data")
+    parser.add_argument(
+        "--out", type=Path, help="the run folder (default: runs/NAME); a run found there is continued"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="train on this folder of images with captions, not on the recipe's data"
+    )
+    parser.add_argument(
+        "--fetched", type=Path, help="a folder of already fetched .tgz packages for the emoji data"
+    )
     parser.add_argument("--steps", type=int, help="training steps, in place of the recipe's")
     parser.add_argument("--precision", choices=("auto", "no", "bf16"), help="in place of the recipe's")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")

@@ -21,7 +21,7 @@ from train.data import Dataset
 
 @dataclass(frozen=True)
 class Prepared:
-    """Variation k of picture i is `latents[latent_of[i, k]]` with `texts[text_of[i, k]]`; text 0 is the empty prompt."""
+    """Variation k of picture i: `latents[latent_of[i, k]]`, `texts[text_of[i, k]]`; text 0 is the empty prompt."""
 
     latents: Tensor  # [U, C, h, w] bf16
     texts: Tensor  # [V, L, D] bf16

@@ -31,7 +31,7 @@ from diffusion.config import DIFFUSERS_VERSION
 from diffusion.durable import write_atomically
 from diffusion.noise import SCHEDULERS, Noise, NoiseConfig
 from diffusion.unet import UNet, UNetConfig
-from diffusion.weights import check_safetensors, kind, load_weights, strict_json, write_safetensors
+from diffusion.weights import Undrawn, check_safetensors, kind, load_weights, strict_json, write_safetensors
 
 SHIPPED = Path(__file__).parent / "models"
 DEFAULT_MODEL = "emoji-64"
@@ -177,7 +177,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def load_text_encoder(folder: Path) -> TextEncoder:
     _read_config(folder / "config.json")
     check_safetensors(_weights(folder, TEXT_WEIGHTS))
-    return _build(folder, lambda: text_encoder_from_folder(folder)).float().eval()
+    with Undrawn():
+        return _build(folder, lambda: text_encoder_from_folder(folder)).float().eval()
 
 
 def load_unet(folder: Path) -> UNet:
@@ -219,7 +220,7 @@ def _load_network(
     folder: Path, build: Callable[[dict[str, Any]], N], names: dict[str, str] | None = None
 ) -> N:
     config = _read_config(folder / "config.json")
-    with torch.device("meta"):  # weights that the file's replace at once need no memory and no initialisation
+    with Undrawn(), torch.device("meta"):
         network = _build(folder, lambda: build(config))
     load_weights(network, _weights(folder, WEIGHTS), names)
     return network.float().eval()

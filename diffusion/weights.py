@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from diffusion.durable import write_atomically
 
@@ -27,6 +28,20 @@ def write_safetensors(path: Path, network: nn.Module) -> None:
     """Writes a network's weights, durably, in the dtype that they have."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_atomically(path, save(weights, metadata={"format": "pt"}))  # transformers asks for the format
+
+
+class Undrawn(TorchFunctionMode):
+    """Networks built inside keep their weights as they are allocated: those of a file will replace them.
+
+    It goes with the meta device, which allocates nothing, but which would import PyTorch's compiler, several
+    seconds' work, to draw normal numbers that do not exist.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def load_weights(network: nn.Module, path: Path, names: dict[str, str] | None = None) -> None:

@@ -50,7 +50,8 @@ class Denoiser:
         """The expected x0 of x [B, C, h, w], all at one sigma; `text` is what the network takes."""
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         c_in, c_skip, c_out = (c.item() for c in coefficients(self.prediction_type, sigma))
-        t = torch.full(x.shape[:1], self.noise.timestep(sigma).item(), device=x.device)  # [B]
+        time = self.noise.timestep(sigma).item()
+        t = torch.full(x.shape[:1], time, dtype=torch.float32, device=x.device)  # [B]
         prediction = self.network((c_in * x).to(self.dtype), t, text)
         return c_skip * x + c_out * prediction.to(x.dtype)
 

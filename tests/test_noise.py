@@ -1,4 +1,4 @@
-"""The noise process against diffusers' schedulers: sigmas, times, the first x, the configuration both ways."""
+"""The noise process against diffusers' schedulers: sigmas, times, the first x, configuration files."""
 
 import json
 import math

@@ -41,9 +41,9 @@ PLAIN = 0.5  # captions without a word on style: a bare name must do for any sty
 
 UNCOUNTED = frozenset({
     "archery", "art", "bacon", "badminton", "bowling", "bread", "broccoli", "butter", "cheese", "cooking",
-    "coral", "corn", "curry", "fire", "food", "garlic", "golf", "hockey", "ice", "luggage", "meat", "oden",
-    "ping pong", "popcorn", "ramen", "rice", "sake", "salt", "soccer", "spaghetti", "sushi", "tennis", "thread",
-    "wood", "yarn",
+    "coral", "corn", "curry", "feet", "fire", "food", "garlic", "golf", "hockey", "ice", "luggage", "meat",
+    "oden", "ping pong", "popcorn", "ramen", "rice", "sake", "salt", "shaved ice", "soccer", "spaghetti",
+    "sushi", "table tennis", "tennis", "thread", "wood", "yarn",
     "rainy", "sunny",  # no nouns, yet names that people give
 })  # fmt: skip
 SINGULAR = re.compile(r"(ss|us|os|lens)$")
@@ -52,7 +52,7 @@ SOUNDS_VOWEL = re.compile(r"([aeiou8]|hour|honest|heir|x-)", re.IGNORECASE)
 
 
 def caption(thing: Thing, style: str, background: Colour | None, rng: random.Random) -> str:
-    """A caption of `thing` in `style`, about one in three a name alone; a background of None is not mentioned."""
+    """A caption of `thing` in `style`; a `background` of None goes unsaid. One in three is a name alone."""
     words = english if rng.random() < ENGLISH else japanese
     return words(thing, style, background, rng)
 

@@ -54,7 +54,7 @@ def open_dataset(
     source = table.get("source")
     if source == "folder":
         if set(table) != {"source", "path"}:
-            raise ValueError('[data] with source = "folder" takes one more setting: path, the folder of images')
+            raise ValueError('[data] with source = "folder" takes one more setting, path')
         return FolderDataset(load_folder(Path(table["path"]), size))
     if source == "emoji":
         return EmojiDataset(load_emoji(emoji_config(table, size), cache, fetched))

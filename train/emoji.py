@@ -31,7 +31,7 @@ FAMILIES = {"3d": "fluent", "flat": "fluent"}  # styles of one geometry are held
 OVERSAMPLING = 4  # SVGs are drawn this many times larger: Lanczos keeps thin strokes that a renderer blurs
 SHORTCODES = ("emojibase", "github", "iamcal", "joypixels")
 SHARED = 3  # a word that more of the selected things bear ("animal") means none of them
-LAYOUT = 2  # of the cached file: raise it when the pictures would come out otherwise
+LAYOUT = 3  # of the cached file: raise it when the pictures would come out otherwise
 
 
 @dataclass(frozen=True)
@@ -163,17 +163,14 @@ def listed_as(thing: Thing) -> set[str]:
 
 def telling(things: list[Thing]) -> list[Thing]:
     """The things without the names and tags that too many of them share, which would name none of them."""
-    counts = Counter(word for thing in things for word in words_of(thing))
-
-    def few(words: tuple[str, ...], label: str) -> tuple[str, ...]:
-        return tuple(word for word in words if word != label and counts[word] <= SHARED)
-
+    names = Counter(word for thing in things for word in {thing.label_en, *thing.names_en})
+    words = Counter(word for thing in things for word in words_of(thing))
     return [
         replace(
             thing,
-            names_en=few(thing.names_en, thing.label_en),
-            tags_en=few(thing.tags_en, thing.label_en),
-            tags_ja=few(thing.tags_ja, thing.label_ja),
+            names_en=tuple(name for name in thing.names_en if names[name] <= SHARED),
+            tags_en=tuple(tag for tag in thing.tags_en if words[tag] <= SHARED),
+            tags_ja=tuple(tag for tag in thing.tags_ja if words[tag] <= SHARED and tag != thing.label_ja),
         )
         for thing in things
     ]  # fmt: skip
@@ -192,7 +189,7 @@ def draw(config: EmojiConfig, tarballs: Mapping[str, Path]) -> Emoji:
     art = {style: read_art(style, tarballs[style], codes) for style in config.styles}
     things = telling([thing for thing in things if all(thing.code in drawn for drawn in art.values())])
     if not things:
-        raise ValueError(f"nothing selected is drawn in all of {', '.join(config.styles)}: select more in [data]")
+        raise ValueError(f"nothing in [data] is drawn in all of {', '.join(config.styles)}: select more")
     records = [(i, style) for style in config.styles for i in range(len(things))]
     pictures = torch.empty(len(records), 4, config.size, config.size, dtype=torch.uint8)
     for n, (i, style) in enumerate(tqdm(records, desc="rendering emoji", disable=None)):

@@ -39,9 +39,9 @@ class BadSample(Exception):
 def load_folder(path: Path, size: int) -> Folder:
     """PNG, JPEG and WebP images, cropped about their centre to squares of `size` pixels, and their captions.
 
-    Captions come from `metadata.jsonl` or `metadata.csv` with `file_name` and `text` (several: several rows, or
-    a list), else from a `.txt` of the same stem beside each image, a caption a line. A bad sample
-    (corrupt, huge, of another format, outside the folder, without caption) is set aside and named on stderr.
+    Captions come from `metadata.jsonl` or `metadata.csv` with `file_name` and `text` (several: more rows, or a
+    list), else from a `.txt` of the same stem beside each image, a caption a line. A bad sample (corrupt, huge,
+    of another format, outside the folder, without a caption) is set aside and named on stderr.
     Raises ValueError where more than a tenth are bad, or none is left.
     """
     if not path.is_dir():

@@ -95,14 +95,14 @@ def pack(package: Package, folder: Path) -> None:
     if result.returncode != 0 or not (folder / package.file).is_file():
         errors = [line for line in result.stderr.splitlines() if line.startswith("npm error")]
         cause = errors[0].removeprefix("npm error").strip() if errors else f"exit code {result.returncode}"
-        raise ValueError(f"npm could not fetch {package.spec} ({cause}): check the network, or {advice}")
+        raise ValueError(f"npm could not fetch {package.spec} ({cause}): check the network or {advice}")
 
 
 def check(path: Path, package: Package) -> None:
     with path.open("rb") as file:
         found = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
     if found != package.integrity:
-        raise ValueError(f"{path} is not {package.spec} as pinned (SHA-512 differs): delete it and fetch it anew")
+        raise ValueError(f"{path} is not {package.spec} as pinned (its SHA-512 differs): fetch it anew")
 
 
 def members(tarball: Path, wanted: set[str] | None = None) -> Iterator[tuple[str, bytes]]:
@@ -113,7 +113,7 @@ def members(tarball: Path, wanted: set[str] | None = None) -> Iterator[tuple[str
             if not member.isfile() or (wanted is not None and name not in wanted):
                 continue
             if member.size > MEMBER_LIMIT:
-                raise ValueError(f"{name} in {tarball} has {member.size} bytes, over the limit of {MEMBER_LIMIT}")
+                raise ValueError(f"{name} in {tarball} has {member.size} bytes, over {MEMBER_LIMIT}")
             content = archive.extractfile(member)
             assert content is not None  # a plain file has content
             yield name, content.read()

@@ -10,7 +10,7 @@ Every stage of a run reads the same recipe and the same run folder:
 
 import argparse
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ class Recipe:
     contrastive: Table
     denoiser: Table
     defaults: Table  # generation_config.json of the model: steps, sampler, schedule, guidance
+    judge: Table = field(default_factory=dict)  # of pictures: train.evaluate
 
     @classmethod
     def load(cls, name: str) -> Self:

@@ -1,0 +1,84 @@
+"""Imports run one way, stand at the top, and stay light where pictures are made."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "clip": {"clip"},
+    "diffusion": {"clip", "diffusion"},
+    "train": {"clip", "diffusion", "train"},
+    "ui": {"clip", "diffusion", "ui"},
+}
+# What the way from a prompt to a picture is made of, besides the standard library.
+LIGHT = {"torch", "safetensors", "tokenizers", "PIL", "tqdm"}
+FILES = [path.relative_to(ROOT).as_posix() for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, package) of every import under a node; packages by their first name, "." for a relative one."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from ((child.lineno, alias.name.partition(".")[0]) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield child.lineno, "." if child.level else (child.module or "").partition(".")[0]
+
+
+def faults(source: str, package: str) -> list[str]:
+    """What is wrong with the imports of a file of `package`."""
+    tree = ast.parse(source)
+    found = []
+    for line, name in imports(tree):
+        if name == "." or (name in MAY_IMPORT and name not in MAY_IMPORT[package]):
+            found.append(f"line {line}: {package} imports {name}")
+        elif package in ("clip", "diffusion") and name not in MAY_IMPORT.keys() | LIGHT | sys.stdlib_module_names:
+            found.append(f"line {line}: {name} is too heavy for {package}")
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            hidden = {line for line, name in imports(function) if name in MAY_IMPORT or name == "."}
+            found += [f"line {line}: an import of the project inside a function" for line in sorted(hidden)]
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_run_one_way(file: str) -> None:
+    assert not faults((ROOT / file).read_text(encoding="utf-8"), file.partition("/")[0])
+
+
+def test_every_package_has_files() -> None:
+    assert {file.partition("/")[0] for file in FILES} == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("clip", "from diffusion.unet import UNet"),
+        ("clip", "import diffusion"),
+        ("diffusion", "import train.loop as loop"),
+        ("train", "from ui import app"),
+        ("ui", "if True:\n    from train.loop import fit"),
+        ("diffusion", "def f():\n    from clip.text import TextEncoder"),
+        ("train", "class A:\n    async def f(self):\n        import diffusion.unet"),
+        ("diffusion", "from . import unet"),
+        ("diffusion", "import numpy as np"),
+        ("clip", "def f():\n    from transformers import CLIPModel"),
+    ],
+)
+def test_faults_are_seen(package: str, source: str) -> None:
+    assert len(faults(source, package)) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("clip", "import torch.nn.functional as F\nfrom PIL import Image\nimport json"),
+        ("train", "import accelerate\nfrom clip.model import CLIP"),
+        ("ui", "import gradio\nfrom diffusion.pipeline import Pipeline"),
+    ],
+)
+def test_what_is_allowed_passes(package: str, source: str) -> None:
+    assert not faults(source, package)

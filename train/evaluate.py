@@ -8,6 +8,7 @@ the prompts describe, as they are and passed through the model's autoencoder: th
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
     psnr = -10 * F.mse_loss(again / 2, answers / 2).log10().item()  # dB, of pixels in [0, 1]
     write_json(folder / "evaluation.json", {
         "model": model.name, "weights": model.hashes, "judge": asdict(training),
-        "rows": [asdict(row) for row in rows], "autoencoder_psnr": psnr,
+        "rows": [asdict(row) for row in rows], "autoencoder_psnr": psnr if math.isfinite(psnr) else None,
     })  # fmt: skip
     print(table(rows))
     print(f"\nThe autoencoder gives the {len(answers)} real pictures back with a PSNR of {psnr:.2f} dB.")

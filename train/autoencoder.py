@@ -1,7 +1,7 @@
 """python -m train.autoencoder: images => latents => images."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +13,8 @@ from diffusion.checkpoint import save_autoencoder
 from train.command import run
 from train.curve import grid
 from train.data import Dataset
-from train.loop import Metrics, fit, generator, order
-from train.recipe import Recipe, arguments
+from train.loop import LoopConfig, Loss, Metrics, fit, generator, order
+from train.recipe import Recipe, arguments, build
 
 EXAMPLES = """examples:
   python -m train.autoencoder emoji-64                 # into runs/emoji-64/model/vae
@@ -24,10 +24,9 @@ EXAMPLES = """examples:
 
 
 class Reconstruction(nn.Module):
-    """The objective: errors of pixels and of their differences, and the KL divergence of the latents to N(0, 1).
+    """The objective: the error of the pictures, and the KL divergence of the latents to N(0, 1).
 
-    A variational autoencoder (Kingma & Welling 2014). Squared errors bring the colours early, absolute ones the
-    detail late, and those of the differences between neighbours keep edges sharp.
+    A variational autoencoder (Kingma & Welling 2014).
     """
 
     def __init__(self, autoencoder: Autoencoder, kl_weight: float) -> None:
@@ -37,12 +36,33 @@ class Reconstruction(nn.Module):
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images [B, 3, H, W] in [-1, 1], unit noise [B, C, h, w] => loss, squared error, KL a latent number."""
         mean, logvar = self.autoencoder.moments(images)
-        latents = mean + (0.5 * logvar).exp() * noise
-        error = (self.autoencoder.decode(self.autoencoder.scale(latents)) - images).float()
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        squared = error.square().mean()
+        latents = self.autoencoder.scale(mean + (0.5 * logvar).exp() * noise)
+        loss, squared = picture_error(self.autoencoder.decode(latents), images)
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
-        return error.abs().mean() + edges + 2 * squared + self.kl_weight * kl, squared, kl
+        return loss + self.kl_weight * kl, squared, kl
+
+
+class Decoding(nn.Module):
+    """The objective of the decoder alone: pictures from latents that carry `spread` times unit noise."""
+
+    def __init__(self, autoencoder: Autoencoder, spread: float) -> None:
+        super().__init__()
+        self.autoencoder, self.spread = autoencoder, spread
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            latents = self.autoencoder.encode(images) + self.spread * noise
+        loss, squared = picture_error(self.autoencoder.decode(latents), images)
+        return loss, squared, torch.zeros_like(loss)
+
+
+def picture_error(decoded: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """A loss, and the squared error in it. Squared errors bring the colours early, absolute ones the detail late,
+    and those of the differences between neighbours keep edges sharp."""
+    error = (decoded - images).float()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    squared = error.square().mean()
+    return error.abs().mean() + edges + 2 * squared, squared
 
 
 def images_at(dataset: Dataset, indices: list[int], seed: int, device: torch.device) -> Tensor:
@@ -86,43 +106,74 @@ def normalise(autoencoder: Autoencoder, images: Tensor) -> None:
 def train(
     recipe: Recipe, dataset: Dataset, out: Path, steps: int | None = None, precision: str | None = None
 ) -> None:
-    """Trains the recipe's autoencoder into `out/model/vae`; nothing to do where the recipe works on pixels."""
+    """Trains the recipe's autoencoder into `out/model/vae`; nothing to do where the recipe works on pixels.
+
+    First both halves at once; then, where the recipe has `[autoencoder.decoder]`, the decoder alone.
+    """
     if recipe.autoencoder.get("kind") == "none":
         return
     config = recipe.training("autoencoder", steps, precision)
     torch.manual_seed(config.seed)
-    autoencoder = Autoencoder(
-        AutoencoderConfig.from_dict(recipe.autoencoder["model"] | {"sample_size": recipe.size})
-    )
+    model = recipe.autoencoder["model"] | {"sample_size": recipe.size}
+    autoencoder = Autoencoder(AutoencoderConfig.from_dict(model))
     initialise(autoencoder)
     objective = Reconstruction(autoencoder, recipe.autoencoder["kl_weight"])
-    side = recipe.size // autoencoder.factor
+    fit(objective, reconstruction_loss(dataset, autoencoder, config.seed), config, out / "autoencoder", show(dataset))
+
+    device = next(autoencoder.parameters()).device
+    seen = images_at(dataset, list(range(min(len(dataset), 2048))), config.seed, device)
+    normalise(autoencoder, seen)
+    print(f"autoencoder: {psnr(autoencoder, seen):.2f} dB over {len(seen)} training pictures")
+    if "decoder" in recipe.autoencoder:
+        refine(recipe, dataset, autoencoder, out, precision)
+        print(f"decoder: {psnr(autoencoder, seen):.2f} dB")
+    save_autoencoder(autoencoder, out / "model" / "vae")
+
+
+def refine(
+    recipe: Recipe, dataset: Dataset, autoencoder: Autoencoder, out: Path, precision: str | None = None
+) -> None:
+    """Trains the decoder on, for latents that stay what they are but for the noise that a sampler leaves in them."""
+    table = recipe.autoencoder["decoder"]
+    config = build(LoopConfig, table["training"] | ({"precision": precision} if precision else {}), "[decoder]")
+    autoencoder.encoder.requires_grad_(False)
+    autoencoder.quant_conv.requires_grad_(False)
+    objective = Decoding(autoencoder, table["noise"])
+    fit(objective, reconstruction_loss(dataset, autoencoder, config.seed), config, out / "decoder", show(dataset))
+    autoencoder.requires_grad_(True)
+
+
+def reconstruction_loss(dataset: Dataset, autoencoder: Autoencoder, seed: int) -> Loss:
+    """The loss of either objective on the pictures of global sample indices."""
+    side = dataset.size // autoencoder.factor
     shape = (autoencoder.channels, side, side)
 
     def loss(network: nn.Module, indices: list[int]) -> tuple[Tensor, Metrics]:
         device = next(network.parameters()).device
-        noise = torch.stack([torch.randn(shape, generator=generator(config.seed, i)) for i in indices]).to(
-            device
-        )
-        value, squared, kl = network(images_at(dataset, indices, config.seed, device), noise)
+        noise = torch.stack([torch.randn(shape, generator=generator(seed, i)) for i in indices])
+        value, squared, kl = network(images_at(dataset, indices, seed, device), noise.to(device))
         return value, {"squared": squared, "kl": kl}
+
+    return loss
+
+
+def show(dataset: Dataset) -> Callable[[nn.Module, Path], None]:
+    """Draws two rows of pictures over what becomes of them."""
 
     @torch.no_grad()
     def samples(network: nn.Module, folder: Path) -> None:
-        device = next(network.parameters()).device
-        shown = images_at(dataset, list(range(32)), config.seed, device)
         autoencoder = network.autoencoder
+        shown = images_at(dataset, list(range(32)), 0, next(network.parameters()).device)
         grid(torch.cat([shown, autoencoder.decode(autoencoder.encode(shown))]), 16, folder / "samples.png")
 
-    fit(objective, loss, config, out / "autoencoder", samples)
-    device = next(objective.parameters()).device
-    seen = images_at(dataset, list(range(min(len(dataset), 2048))), config.seed, device)
-    normalise(autoencoder, seen)
-    with torch.no_grad():
-        again = torch.cat([autoencoder.decode(autoencoder.encode(batch)) for batch in seen.split(64)])
-    psnr = -10 * F.mse_loss(again.clamp(-1, 1) / 2, seen / 2).log10()
-    print(f"autoencoder: PSNR {psnr:.2f} dB over {len(seen)} training pictures")
-    save_autoencoder(autoencoder, out / "model" / "vae")
+    return samples
+
+
+@torch.no_grad()
+def psnr(autoencoder: Autoencoder, images: Tensor) -> float:
+    """Decibels between images in [-1, 1] and their reconstructions, over all of them."""
+    again = torch.cat([autoencoder.decode(autoencoder.encode(batch)) for batch in images.split(64)])
+    return -10 * float(F.mse_loss(again.clamp(-1, 1) / 2, images / 2).log10())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

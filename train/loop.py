@@ -68,9 +68,7 @@ def fit(
     Raises ValueError when the folder holds a run of other settings or the loss stays non-finite, Stopped when asked to.
     """
     _claim(folder, config, network)
-    torch.set_flush_denormal(
-        True
-    )  # numbers under 1e-38 make a CPU's step several times slower and nothing better
+    torch.set_flush_denormal(True)  # numbers under 1e-38 make a CPU's step much slower and nothing better
     accelerator = Accelerator(mixed_precision=_precision(config.precision))
     network.to(accelerator.device)
     average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

@@ -81,7 +81,8 @@ def initialise(autoencoder: Autoencoder) -> None:
             isinstance(module, nn.Conv2d) and module.weight.any()
         ):  # residual branches start at zero and stay so
             nn.init.xavier_normal_(module.weight)
-    autoencoder.quant_conv.bias[autoencoder.channels :] = -6.0  # log-variance: a deviation of 0.05
+    _, bias = affine(autoencoder.quant_conv)
+    bias[autoencoder.channels :] = -6.0  # log-variance: a deviation of 0.05
 
 
 @torch.no_grad()
@@ -92,15 +93,23 @@ def normalise(autoencoder: Autoencoder, images: Tensor) -> None:
     """
     latents = torch.cat([autoencoder.moments(batch)[0] for batch in images.split(64)])
     mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))  # [C]
-    encode, decode = autoencoder.quant_conv, autoencoder.post_quant_conv
+    weight, bias = affine(autoencoder.quant_conv)
     channels = len(mean)
     # mean' = (mean - m) / s and logvar' = logvar - 2 log s
-    encode.weight[:channels] /= deviation[:, None, None, None]
-    encode.bias[:channels] = (encode.bias[:channels] - mean) / deviation
-    encode.bias[channels:] -= 2 * deviation.log()
+    weight[:channels] /= deviation[:, None, None, None]
+    bias[:channels] = (bias[:channels] - mean) / deviation
+    bias[channels:] -= 2 * deviation.log()
+    weight, bias = affine(autoencoder.post_quant_conv)
     # W (s z + m) + b
-    decode.bias += decode.weight[:, :, 0, 0] @ mean
-    decode.weight *= deviation[None, :, None, None]
+    bias += weight[:, :, 0, 0] @ mean
+    weight *= deviation[None, :, None, None]
+
+
+def affine(layer: nn.Conv2d | None) -> tuple[Tensor, Tensor]:
+    """The weight and the bias of a 1x1 convolution beside the latents."""
+    if layer is None or layer.bias is None:
+        raise ValueError("[autoencoder.model]: leave use_quant_conv and use_post_quant_conv on; training scales by them.")
+    return layer.weight, layer.bias
 
 
 def train(
@@ -136,8 +145,10 @@ def refine(
     """Trains the decoder on, for latents that stay what they are but for the noise that a sampler leaves in them."""
     table = recipe.autoencoder["decoder"]
     config = build(LoopConfig, table["training"] | ({"precision": precision} if precision else {}), "[decoder]")
-    autoencoder.encoder.requires_grad_(False)
-    autoencoder.quant_conv.requires_grad_(False)
+    autoencoder.requires_grad_(False)
+    for part in (autoencoder.decoder, autoencoder.post_quant_conv):
+        if part is not None:
+            part.requires_grad_(True)
     objective = Decoding(autoencoder, table["noise"])
     fit(objective, reconstruction_loss(dataset, autoencoder, config.seed), config, out / "decoder", show(dataset))
     autoencoder.requires_grad_(True)
@@ -162,6 +173,7 @@ def show(dataset: Dataset) -> Callable[[nn.Module, Path], None]:
 
     @torch.no_grad()
     def samples(network: nn.Module, folder: Path) -> None:
+        assert isinstance(network, Reconstruction | Decoding)
         autoencoder = network.autoencoder
         shown = images_at(dataset, list(range(32)), 0, next(network.parameters()).device)
         grid(torch.cat([shown, autoencoder.decode(autoencoder.encode(shown))]), 16, folder / "samples.png")

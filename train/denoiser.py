@@ -88,28 +88,22 @@ def train(
         grid(autoencoder.cpu().decode(latents.cpu()), 8, folder / "samples.png")
 
     fit(unet, loss, config, out / "denoiser", samples)
-    defaults = Defaults(**{"size": recipe.size} | recipe.defaults)
     # fp16 halves the files and moves no picture visibly; who loads them computes in what precision they like.
-    networks = [network.cpu().half() for network in (text_encoder, unet, autoencoder)]
-    save_model(out / "model", tokenizer, *networks, noise, defaults)
+    save_model(
+        out / "model", tokenizer, text_encoder.cpu().half(), unet.cpu().half(), autoencoder.cpu().half(),
+        noise, Defaults(**recipe.defaults | {"size": recipe.size}),
+    )  # fmt: skip
 
 
 def frozen_parts(recipe: Recipe, model: Path) -> tuple[Tokenizer, TextEncoder, Autoencoder | PixelSpace]:
     """What the earlier stages left in the model folder. Raises ValueError that says which stage has to come first."""
     pixels = recipe.autoencoder.get("kind") == "none"
-    for part, stage in (
-        ("tokenizer", "contrastive"),
-        ("text_encoder", "contrastive"),
-        ("vae", "autoencoder"),
-    ):
+    for part, stage in (("tokenizer", "contrastive"), ("text_encoder", "contrastive"), ("vae", "autoencoder")):
         if not (model / part).is_dir() and not (part == "vae" and pixels):
-            raise ValueError(
-                f"{model / part} is not there yet: run python -m train.{stage} first, or python -m train."
-            )
-    text_encoder = text_encoder_from_folder(model / "text_encoder")
-    autoencoder = PixelSpace() if pixels else load_autoencoder(model / "vae")
-    networks = [network.float().eval().requires_grad_(False) for network in (text_encoder, autoencoder)]
-    return Tokenizer.from_folder(model / "tokenizer"), *networks
+            raise ValueError(f"{model / part} is not there yet: run python -m train.{stage} first, or python -m train.")
+    text_encoder = text_encoder_from_folder(model / "text_encoder").float().eval().requires_grad_(False)
+    autoencoder = PixelSpace() if pixels else load_autoencoder(model / "vae").float()
+    return Tokenizer.from_folder(model / "tokenizer"), text_encoder, autoencoder.eval().requires_grad_(False)
 
 
 def by_noise_level(errors: Tensor, quantile: Tensor) -> Metrics:

@@ -229,7 +229,7 @@ def _resume(
 
 def _moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state, flat: `parameter/exp_avg` and so on."""
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
@@ -274,14 +274,15 @@ class _Metrics:
     """Means over the last steps, one JSON line each; lines past the step resumed from are dropped."""
 
     def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step, self.sums, self.count, self.start = path, step, {}, 0, time.monotonic()
+        self.path, self.step, self.count, self.start = path, step, 0, time.monotonic()
+        self.sums: dict[str, Tensor] = {}
         lines = path.read_text().splitlines() if path.exists() else []
         path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
     def add(self, step: int, **values: Tensor) -> None:
         self.step, self.count = step, self.count + 1
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
 
     def write(self) -> float:
         means = {name: round(float(total) / self.count, 6) for name, total in self.sums.items()}

@@ -108,7 +108,7 @@ def normalise(autoencoder: Autoencoder, images: Tensor) -> None:
 def affine(layer: nn.Conv2d | None) -> tuple[Tensor, Tensor]:
     """The weight and the bias of a 1x1 convolution beside the latents."""
     if layer is None or layer.bias is None:
-        raise ValueError("[autoencoder.model]: leave use_quant_conv and use_post_quant_conv on; training scales by them.")
+        raise ValueError("[autoencoder.model]: leave use_quant_conv and use_post_quant_conv on: they scale latents.")
     return layer.weight, layer.bias
 
 

@@ -63,7 +63,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments().parse_args(argv)
+    args = arguments().parse_intermixed_args(argv)  # prompts may stand between options
     try:
         return run(args)
     except OSError as mistake:
@@ -125,7 +125,7 @@ def requests_of(args: argparse.Namespace, model: Model) -> list[Resolved]:
 
 
 def paths_of(out: Path, requests: Sequence[Resolved], model: Model) -> list[Path]:
-    if out.suffix.lower() != ".png":
+    if out.suffix.lower() != ".png" or out.is_dir():
         return [out / f"{digest(request, model)}.png" for request in requests]
     if len(requests) > 1:
         raise ValueError(f"--out {out} names one picture and {len(requests)} are asked for; give a folder.")

@@ -1,0 +1,241 @@
+"""From a request to a picture: the same bytes however it is asked for, and the same picture as diffusers makes."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from diffusion.checkpoint import load_model
+from diffusion.pipeline import Pipeline, Progress
+from diffusion.request import SAMPLER_NAMES, SCHEDULE_NAMES, Request, Resolved, resolve
+from diffusion.samplers import SAMPLERS
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_model: Path) -> Pipeline:
+    return Pipeline(load_model(tiny_model))
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """[H, W, 3], 0 to 255."""
+    return torch.tensor(list(image.tobytes()), dtype=torch.float64).view(image.height, image.width, 3)
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    return float(10 * (255**2 / (pixels(a) - pixels(b)).square().mean().clamp(min=1e-9)).log10())
+
+
+def test_request_is_filled_up(pipeline: Pipeline) -> None:
+    resolved = resolve(Request("a red apple"), pipeline.model)
+    assert resolved == Resolved(
+        "a red apple", seed=0, steps=4, sampler="euler", schedule="automatic", guidance=3.0, width=16, height=16
+    )
+    assert resolve(resolved, pipeline.model) == resolved
+
+
+def test_picture_has_the_size_asked_for_and_stays_as_it_was(pipeline: Pipeline) -> None:
+    (picture,) = pipeline.generate([Request("a red apple", seed=5, width=24, height=16)])
+    assert picture.image.size == (24, 16)
+    golden = torch.tensor([[[140, 33, 163], [110, 60, 120]], [[108, 16, 141], [78, 0, 86]]])  # a corner of it
+    assert (pixels(picture.image)[:2, :2] - golden).abs().max() <= 2
+
+
+def test_same_request_same_bytes(pipeline: Pipeline, tiny_model: Path) -> None:
+    requests = [
+        Request("a red apple", seed=3, sampler="euler_ancestral"),
+        Request("a blue star", seed=3),
+        Request("a red apple", seed=4, negative="a blue star"),
+        Request("a red apple", seed=3, width=32),
+        Request("a red apple", seed=3, sampler="dpmpp_2m", steps=7),
+        Request("a red apple", seed=3, guidance=1),
+        Request("赤いりんご", seed=2**63 - 1),
+        Request("a red apple", seed=3, sampler="ddpm", schedule="karras"),
+    ]
+    together = [picture.png() for picture in pipeline.generate(requests)]
+    assert len(set(together)) == len(requests)
+    backwards = [picture.png() for picture in pipeline.generate(reversed(requests))]
+    assert together == backwards[::-1]
+    fresh = Pipeline(load_model(tiny_model))
+    for request, png in zip(requests, together, strict=True):
+        (picture,) = fresh.generate([request])
+        assert picture.png() == png
+        (again,) = fresh.generate([picture.request])
+        assert again.png() == png
+
+
+def test_guidance_written_as_a_whole_number_is_the_same_request(pipeline: Pipeline) -> None:
+    whole, real = pipeline.generate([Request("a star", guidance=3), Request("a star", guidance=3.0)])
+    assert whole.png() == real.png()
+
+
+def test_random_seed_is_drawn_and_recorded(pipeline: Pipeline) -> None:
+    first, second = pipeline.generate([Request("a star", seed=-1)] * 2)
+    assert first.request.seed != second.request.seed
+    assert 0 <= first.request.seed < 2**32
+
+
+def test_noise_comes_from_the_seed_as_in_diffusers(pipeline: Pipeline) -> None:
+    noise = pipeline.noise(resolve(Request("a star", seed=9), pipeline.model))
+    generator = torch.Generator().manual_seed(9)
+    for _ in range(2):  # the first latents, then what the sampler asks for
+        assert torch.equal(noise(), torch.randn(1, 4, 8, 8, generator=generator))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_diffusers_makes_the_same_picture(pipeline: Pipeline, tiny_model: Path, guidance: float) -> None:
+    prompt, negative = "a green apple beside a red star", "a blue star"
+    (ours,) = pipeline.generate([Request(prompt, negative, seed=7, steps=6, guidance=guidance)])
+    library = StableDiffusionPipeline.from_pretrained(tiny_model, torch_dtype=torch.float32)
+    library.set_progress_bar_config(disable=True)
+    theirs = library(
+        prompt,
+        negative_prompt=negative,
+        latents=torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)),
+        num_inference_steps=6,
+        guidance_scale=guidance,
+        height=16,
+        width=16,
+    ).images[0]
+    assert pixels(ours.image).std() > 10
+    assert psnr(ours.image, theirs) >= 50
+
+
+def test_prompt_negative_and_guidance_change_the_picture(pipeline: Pipeline) -> None:
+    base = Request("a red apple", seed=1, guidance=5)
+    changed = [
+        replace(base, prompt="a blue star"),
+        replace(base, negative="a blue star"),
+        replace(base, guidance=2),
+        replace(base, seed=2),
+        replace(base, steps=5),
+        replace(base, schedule="karras"),
+    ]
+    first, *others = [picture.image.tobytes() for picture in pipeline.generate([base, *changed])]
+    assert first not in others
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_progress_counts_every_evaluation(pipeline: Pipeline, sampler: str) -> None:
+    seen: list[Progress] = []
+    requests = [Request("a star", sampler=sampler, steps=3), Request("an apple", sampler=sampler, steps=2)]
+    pictures = list(pipeline.generate(requests, seen.append))
+    for i, picture in enumerate(pictures):
+        own = [step for step in seen if step.picture == i]
+        count = pipeline.evaluations(picture.request)
+        assert [(step.evaluation, step.evaluations) for step in own] == [(n, count) for n in range(1, count + 1)]
+        assert own[-1].x0.shape == (1, 4, 8, 8)
+        assert pipeline.image(own[0].x0).size == picture.image.size
+    assert [picture.png() for picture in pictures] == [picture.png() for picture in pipeline.generate(requests)]
+
+
+def test_what_progress_raises_stops_the_work(pipeline: Pipeline) -> None:
+    class Cancelled(Exception):
+        pass
+
+    seen = []
+
+    def cancel(step: Progress) -> None:
+        seen.append(step)
+        if step.picture == 1:
+            raise Cancelled
+
+    pictures = pipeline.generate([Request("a star")] * 3, cancel)
+    assert next(pictures).image.size == (16, 16)
+    with pytest.raises(Cancelled):
+        next(pictures)
+    assert len(seen) == 5  # four of the first picture, one of the second
+
+
+def test_empty_prompt_is_encoded_once(tiny_model: Path) -> None:
+    pipeline, calls = Pipeline(load_model(tiny_model)), []
+    pipeline.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    list(pipeline.generate([Request("a star"), Request("an apple"), Request("a star", "an apple")]))
+    assert len(calls) == 3 + 1 + 1  # prompts, the empty one, the negative one
+
+
+def test_model_of_pixels(pixel_model: Path) -> None:
+    pipeline = Pipeline(load_model(pixel_model))
+    (picture,) = pipeline.generate([Request("a star", width=20)])
+    assert picture.image.size == (20, 16)
+    assert pixels(picture.image).std() > 1
+
+
+def test_narrow_dtype_runs(tiny_model: Path, pipeline: Pipeline) -> None:
+    (narrow,) = Pipeline(load_model(tiny_model), dtype=torch.bfloat16).generate([Request("a star", seed=1)])
+    (wide,) = pipeline.generate([Request("a star", seed=1)])
+    assert 20 < psnr(narrow.image, wide.image) < 90
+
+
+def test_overflow_is_no_picture(tiny_model: Path) -> None:
+    model = load_model(tiny_model)
+    torch.nn.init.constant_(model.unet.conv_out.weight, float("nan"))
+    with pytest.raises(ValueError, match="overflowed"):
+        list(Pipeline(model).generate([Request("a star")]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Request(""), "prompt is empty"),
+        (Request(" \n"), "prompt is empty"),
+        (Request("q z " * 20), "The prompt is 40 tokens long and this model reads 14"),
+        (Request("a", negative="q " * 15), "The negative prompt is 15 tokens long"),
+        (Request("a \udcff"), "not valid Unicode"),
+        (Request(5), "expected a text"),  # type: ignore[arg-type]
+        (Request("a", seed=-2), "The seed is -2"),
+        (Request("a", seed=2**63), "from 0 to 9223372036854775807"),
+        (Request("a", seed=True), "The seed is True"),
+        (Request("a", seed=1.0), "whole number"),  # type: ignore[arg-type]
+        (Request("a", steps=0), "steps is 0; expected a whole number from 1 to 1000"),
+        (Request("a", steps=1001), "1001"),
+        (Request("a", guidance=-0.1), "from 0 to 100"),
+        (Request("a", guidance=100.5), "from 0 to 100"),
+        (Request("a", guidance=float("nan")), "nan"),
+        (Request("a", guidance=float("inf")), "inf"),
+        (Request("a", guidance="7"), "'7'"),  # type: ignore[arg-type]
+        (Request("a", sampler="eular"), "'eular'; choose one of euler, euler_ancestral"),
+        (Request("a", schedule="carras"), "'carras'; choose one of automatic"),
+        (Request("a", width=18), "The width 18 is not a multiple of 4, as it must be for this model; try 16 or 20"),
+        (Request("a", height=0), "from 4 to 2048"),
+        (Request("a", height=-16), "-16"),
+        (Request("a", width=4096), "4096"),
+    ],
+)
+def test_mistakes_are_one_sentence(pipeline: Pipeline, request_: Request, said: str) -> None:
+    with pytest.raises(ValueError, match=r".") as mistake:
+        pipeline.generate([Request("a star"), request_])  # raised at once, before the first picture is asked for
+    assert said in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_longest_prompt_that_fits_is_not_cut(pipeline: Pipeline) -> None:
+    longest = resolve(Request("q " * 14), pipeline.model)
+    assert pipeline.model.tokenizer([longest.prompt])[0, -1] == pipeline.model.tokenizer.end
+    assert pipeline.model.tokenizer([longest.prompt])[0, -2] != pipeline.model.tokenizer.end
+
+
+def test_names_of_others_are_understood(pipeline: Pipeline) -> None:
+    assert SAMPLER_NAMES.keys() == SAMPLERS.keys()
+    for ours, theirs in SAMPLER_NAMES.items():
+        assert resolve(Request("a", sampler=theirs), pipeline.model).sampler == ours
+    for ours, theirs in SCHEDULE_NAMES.items():
+        assert resolve(Request("a", schedule=theirs), pipeline.model).schedule == ours
+    folded = resolve(Request("a", sampler="DPM++ 2M Karras"), pipeline.model)
+    assert (folded.sampler, folded.schedule) == ("dpmpp_2m", "karras")
+
+
+def test_global_random_state_has_no_part(pipeline: Pipeline) -> None:
+    random.seed(1)
+    torch.manual_seed(1)
+    (first,) = pipeline.generate([Request("a star", sampler="ddpm")])
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    (second,) = pipeline.generate([Request("a star", sampler="ddpm")])
+    assert first.png() == second.png()
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())

@@ -2,7 +2,8 @@
 
 A trainer hands over a network and a function from global sample indices to a loss. Sample `i` of a run means the same
 picture, caption, noise and time for ever, whatever the batch, the number of processes or the restarts: all its draws
-are functions of (seed, i). So a checkpoint holds weights, the optimizer's moments, the average and the step, no more.
+are functions of (seed, i). So a checkpoint holds weights, the optimizer's moments, the average, the step and the sums
+that the next line of the metrics is made of, no more.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from diffusion.durable import write_atomically
 from train import checkpoints
 from train.curve import draw_curve
 
@@ -76,8 +78,9 @@ def fit(
         _parameter_groups(network, config.weight_decay),
         lr=config.learning_rate, betas=config.betas, fused=True,
     )  # fmt: skip
-    step = _resume(folder, network, average, optimizer)
-    metrics = _Metrics(folder / "metrics.jsonl", step)
+    state = _resume(folder, network, average, optimizer)
+    step = state["step"]
+    metrics = _Metrics(folder / "metrics.jsonl", state)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     if config.compile:
         wrapped = torch.compile(wrapped)
@@ -90,7 +93,7 @@ def fit(
                 "average": average,
                 "optimizer": _moments(network, optimizer),
             }
-            checkpoints.save(folder / "checkpoints", step, tensors, {})
+            checkpoints.save(folder / "checkpoints", step, tensors, metrics.state())
             draw_curve(folder / "metrics.jsonl", folder / "loss.png")
 
     skipped = 0
@@ -108,6 +111,7 @@ def fit(
             with accelerator.autocast():
                 value, more = loss(wrapped, indices)
             accelerator.backward(value)
+            value = value.detach()
             norm = accelerator.clip_grad_norm_(network.parameters(), config.clip_norm)
             if math.isfinite(float(norm)) and math.isfinite(float(value)):
                 optimizer.step()
@@ -198,17 +202,18 @@ def _claim(folder: Path, config: LoopConfig, network: nn.Module) -> None:
     text = json.dumps({"loop": dataclasses.asdict(config), "parameters": shapes}, indent=1)
     path = folder / "training.json"
     if not path.exists():
-        path.write_text(text)
+        write_atomically(path, text.encode())
     elif path.read_text() != text:
         raise ValueError(f"{folder} holds a training with other settings: choose another --out or remove it.")
 
 
 def _resume(
     folder: Path, network: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> int:
+) -> dict[str, Any]:
+    """Takes up the newest checkpoint, if there is any, and returns its state: `step` and the metrics' sums."""
     found = checkpoints.newest(folder / "checkpoints")
     if found is None:
-        return 0
+        return {"step": 0}
     tensors, state = found
     network.load_state_dict(tensors["weights"])
     for name, tensor in average.items():
@@ -224,7 +229,7 @@ def _resume(
             }
             # The fused optimizer keeps all of its state, the step too, beside the parameter.
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
-    return state["step"]
+    return state
 
 
 def _moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -271,18 +276,24 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 class _Metrics:
-    """Means over the last steps, one JSON line each; lines past the step resumed from are dropped."""
+    """Means over the last steps, one JSON line each; lines past the step resumed from, or torn, are dropped."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step, self.count, self.start = path, step, 0, time.monotonic()
-        self.sums: dict[str, Tensor] = {}
+    def __init__(self, path: Path, state: dict[str, Any]) -> None:
+        self.path, self.step, self.start = path, state["step"], time.monotonic()
+        self.sums: dict[str, Tensor | float] = state.get("sums", {})
+        self.count = state.get("count", 0)
         lines = path.read_text().splitlines() if path.exists() else []
-        path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
     def add(self, step: int, **values: Tensor) -> None:
         self.step, self.count = step, self.count + 1
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+
+    def state(self) -> dict[str, Any]:
+        """What the next line is to be made of so far."""
+        return {"sums": {name: float(total) for name, total in self.sums.items()}, "count": self.count}
 
     def write(self) -> float:
         means = {name: round(float(total) / self.count, 6) for name, total in self.sums.items()}

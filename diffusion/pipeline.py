@@ -14,6 +14,7 @@ from diffusion.guidance import guide
 from diffusion.metadata import describe, encode_png
 from diffusion.request import Request, Resolved, resolve
 from diffusion.samplers import SAMPLERS, Denoise, Draw
+from diffusion.threads import threads
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,13 @@ class Pipeline:
         `progress` is called after every evaluation of the network; what it raises ends the work there.
         """
         resolved = [resolve(request, self.model) for request in requests]
-        return (self._generate(request, i, progress) for i, request in enumerate(resolved))
+        return (self._picture(request, index, progress) for index, request in enumerate(resolved))
 
-    @torch.inference_mode()
+    def _picture(self, request: Resolved, index: int, progress: Report | None) -> Picture:
+        _, _, height, width = self.shape(request)
+        with torch.inference_mode(), threads(height * width * self.model.unet.config.block_out_channels[0]):
+            return self._generate(request, index, progress)
+
     def _generate(self, request: Resolved, index: int, progress: Report | None) -> Picture:
         text = self.encode(request.prompt)  # [1, L, D]
         negative = self.encode(request.negative) if request.negative else self.nothing  # [1, L, D]
@@ -88,9 +93,12 @@ class Pipeline:
     def noise(self, request: Resolved) -> Draw:
         """Draws standard normal latents, on the CPU, where a seed means the same on every machine."""
         generator = torch.Generator().manual_seed(request.seed)
+        return lambda: torch.randn(self.shape(request), generator=generator).to(self.device)
+
+    def shape(self, request: Resolved) -> tuple[int, int, int, int]:
+        """Of the picture's latents: 1, C, h, w."""
         factor = self.autoencoder.factor
-        shape = (1, self.autoencoder.channels, request.height // factor, request.width // factor)
-        return lambda: torch.randn(shape, generator=generator).to(self.device)
+        return 1, self.autoencoder.channels, request.height // factor, request.width // factor
 
     @torch.inference_mode()
     def image(self, latents: Tensor) -> Image.Image:

@@ -14,6 +14,7 @@ from diffusion.checkpoint import load_model
 from diffusion.pipeline import Pipeline, Progress
 from diffusion.request import SAMPLER_NAMES, SCHEDULE_NAMES, Request, Resolved, resolve
 from diffusion.samplers import SAMPLERS
+from diffusion.threads import threads
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_narrow_dtype_runs(tiny_model: Path, pipeline: Pipeline) -> None:
 
 def test_overflow_is_no_picture(tiny_model: Path) -> None:
     model = load_model(tiny_model)
-    torch.nn.init.constant_(model.unet.conv_out.weight, float("nan"))
+    model.unet.conv_out.register_forward_hook(lambda _, __, out: out * float("nan"))
     with pytest.raises(ValueError, match="overflowed"):
         list(Pipeline(model).generate([Request("a star")]))
 
@@ -227,6 +228,19 @@ def test_names_of_others_are_understood(pipeline: Pipeline) -> None:
         assert resolve(Request("a", schedule=theirs), pipeline.model).schedule == ours
     folded = resolve(Request("a", sampler="DPM++ 2M Karras"), pipeline.model)
     assert (folded.sampler, folded.schedule) == ("dpmpp_2m", "karras")
+
+
+def test_small_pictures_take_one_thread(pipeline: Pipeline) -> None:
+    before, inside = torch.get_num_threads(), set()
+    list(pipeline.generate([Request("a star")], lambda _: inside.add(torch.get_num_threads())))
+    assert inside == {1}
+    assert torch.get_num_threads() == before
+    torch.set_num_threads(3)
+    with threads(2 * 2**16):
+        assert torch.get_num_threads() == 2
+    with threads(2**30):
+        assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
 
 
 def test_global_random_state_has_no_part(pipeline: Pipeline) -> None:

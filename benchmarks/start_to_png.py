@@ -144,7 +144,7 @@ def cost(command: Sequence[str]) -> Cost:
 def largest_difference(ours: Path, theirs: Path) -> int:
     """Of any channel of any pixel: the two sides are comparable only where they made the same picture."""
     with Image.open(ours) as a, Image.open(theirs) as b:
-        return max(high for _, high in ImageChops.difference(a.convert("RGB"), b.convert("RGB")).getextrema())
+        return max(ImageChops.difference(a.convert("RGB"), b.convert("RGB")).tobytes())
 
 
 def spread(costs: Sequence[Cost], figure: str, digits: int) -> str:

@@ -1,0 +1,62 @@
+"""The model that comes with the package: what README promises of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.parity import difference, make_with_diffusers, open_with_diffusers, same_steps
+from diffusion.checkpoint import DEFAULT_MODEL, SHIPPED, load_model
+from diffusion.pipeline import Pipeline
+from diffusion.request import Request
+
+ROOT = Path(__file__).parent.parent
+FOLDER = SHIPPED / DEFAULT_MODEL
+MEGABYTES = 40
+HEAVY = {"torchvision", "transformers", "open_clip", "diffusers", "accelerate", "gradio"}
+APPLE, RINGO = "a red apple", "りんご"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline(load_model(DEFAULT_MODEL))
+
+
+@pytest.mark.parametrize("prompt", [APPLE, RINGO])
+def test_diffusers_makes_the_same_picture(pipeline: Pipeline, prompt: str) -> None:
+    request = same_steps(pipeline, Request(prompt, seed=1))
+    (ours,) = pipeline.generate([request])
+    theirs = make_with_diffusers(open_with_diffusers(DEFAULT_MODEL), pipeline, request)
+    found = difference(ours.image, theirs)
+    assert found.within_rounding, found
+
+
+def test_folder_is_small_and_has_its_card() -> None:
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert 1 < sum(path.stat().st_size for path in files) / 1e6 <= MEGABYTES
+    assert {path.suffix for path in files} == {".json", ".md", ".safetensors", ".txt"}
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert "license:" in card.split("---")[1]  # the header that model hubs read
+
+
+def test_same_bytes_alone_in_a_batch_and_in_another_order(pipeline: Pipeline) -> None:
+    batch = [Request(prompt, seed=seed, steps=4) for seed in range(4) for prompt in (APPLE, RINGO)]
+    pictures = [picture.png() for picture in pipeline.generate(batch)]
+    assert len(set(pictures)) == 8
+    assert [picture.png() for picture in pipeline.generate(reversed(batch))] == pictures[::-1]
+    for i in (0, 1):
+        (alone,) = pipeline.generate([batch[i]])
+        assert alone.png() == pictures[i]
+
+
+def test_command_makes_a_picture_by_default_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    # With `importtime` a process names on stderr every module that it imports.
+    command = [sys.executable, "-X", "importtime", "-m", "diffusion.sample", APPLE, "--steps", "2", "--json"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert Path(json.loads(done.stdout)["path"]).read_bytes().startswith(b"\x89PNG")
+    times = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    packages = {line.rpartition("|")[2].strip().partition(".")[0] for line in times}
+    assert {"torch", "safetensors", "tokenizers", "PIL", "diffusion"} <= packages
+    assert not HEAVY & packages

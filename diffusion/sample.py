@@ -106,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
     if args.grid:
         names = hashlib.sha256("".join(path.name for path in paths).encode()).hexdigest()
         path = folder / f"grid-{names[:12]}.png"
-        write_atomically(path, encode_png(grid(images, args.count if len(args.prompts) > 1 else 0), {}))
+        rows_of_prompts = len(args.prompts) > 1 and args.count > 1
+        write_atomically(path, encode_png(grid(images, args.count if rows_of_prompts else 0), {}))
         print(json.dumps({"grid": str(path)}) if args.json else path)
     return 0
 
@@ -154,8 +155,8 @@ def find_device(name: str) -> torch.device:
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """One sheet of equally large pictures, row by row; as square as can be where `columns` is 0."""
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    """One sheet of equally large pictures, row by row; where `columns` is 0, about twice as wide as high."""
+    columns = columns or math.ceil(math.sqrt(2 * len(images)))
     width, height = images[0].size
     sheet = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
     for i, image in enumerate(images):

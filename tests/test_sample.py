@@ -71,7 +71,7 @@ def test_grid(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture) ->
         assert sheet.crop((x, y, x + 16, y + 16)).tobytes() == Image.open(line["path"]).tobytes()
     assert sample(tiny_model, tmp_path, "--count", "5", "--grid", "--json") == 0
     last = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert Image.open(last["grid"]).size == (48, 32)  # as square as can be
+    assert Image.open(last["grid"]).size == (64, 32)  # about twice as wide as high
 
 
 def test_dry_run_writes_nothing(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -167,7 +167,7 @@ def machine() -> str:
     if (info := Path("/proc/cpuinfo")).is_file():
         models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = models[0] if models else cpu
-    threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores of {cpu}"
+    threads = f"up to {torch.get_num_threads()} threads on {os.cpu_count()} cores of {cpu}"
     return f"Python {platform.python_version()}, {', '.join(libraries)}; {threads}"
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from clip.image import ImageConfig, ImageEncoder
@@ -333,7 +333,9 @@ def _write_folder(folder: Path, config: dict[str, Any], state: State) -> None:
     _write_json(folder / "config.json", config)
     # transformers refuses files that do not name their "format".
     state = {key: weight.contiguous() for key, weight in state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    aside = folder / ".model.safetensors.part"  # a crash leaves the old file or the new one
+    aside.write_bytes(save(state, metadata={"format": "pt"}))
+    aside.replace(folder / "model.safetensors")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -104,9 +104,11 @@ def test_text_encoder_equals_clip_text_model(activation: str, eos: int, tmp_path
     tokens, pooled = ours(ids)
     assert_same(tokens, expected.last_hidden_state)
     assert_same(pooled, expected.pooler_output)
+    # transformers keeps the norm in another place from version to version.
+    (norm,) = (module for name, module in theirs.named_modules() if name.endswith("final_layer_norm"))
     for skip in (1, 2):
         tokens, pooled = ours(ids, skip=skip)
-        assert_same(tokens, theirs.final_layer_norm(expected.hidden_states[-1 - skip]))
+        assert_same(tokens, norm(expected.hidden_states[-1 - skip]))
         assert_same(pooled, expected.pooler_output)
 
 
@@ -127,9 +129,8 @@ def test_text_encoder_equals_clip_text_model_with_projection(tmp_path: Path) -> 
 def test_the_first_end_token_is_pooled_though_higher_ids_follow() -> None:
     """Tokens added by textual inversion lie above the end token: highest-id pooling would go astray there."""
     theirs = shaken(transformers.CLIPTextModel(text_config(eos_token_id=END - 5)))
-    state = {f"text_model.{key}": weight for key, weight in theirs.state_dict().items()}
     ours = TextEncoder(replace(TEXT, projection=None, eos_token_id=END - 5))
-    ours.load_state_dict({k.removeprefix("text."): w for k, w in from_transformers(state).items()})
+    ours.load_state_dict({k.removeprefix("text."): w for k, w in from_transformers(theirs.state_dict()).items()})
 
     ids = some_ids()
     ids[:, 3] = END - 5

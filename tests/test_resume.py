@@ -1,5 +1,6 @@
 """A training that is stopped and killed again and again ends as if it had never been."""
 
+import math
 import os
 import random
 import re
@@ -17,14 +18,15 @@ from train import checkpoints
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("autoencoder", "contrastive", "denoiser")
-STEPS = 70  # a stage: 210 in all
+STEPS = 200  # of each stage
 # Checkpoints and lines of the metrics fall on different steps, so that a restart finds a line half made.
 TRAINING = f"""steps = {STEPS}
 batch = 4
 warmup = 10
-checkpoint_every = 5
+checkpoint_every = 20
 log_every = 3
-sample_every = 35"""
+sample_every = 100"""
+LINES = 3 * math.ceil(STEPS / 3)  # of metrics, of the three stages
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen[str]:
@@ -34,7 +36,7 @@ def start(recipe: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def lines(out: Path) -> int:
-    """How far a run has come, in lines of its metrics: 72 at the end."""
+    """How far a run has come, in lines of its metrics: LINES at the end."""
     return sum(path.read_bytes().count(b"\n") for path in out.glob("*/metrics.jsonl"))
 
 
@@ -56,14 +58,14 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(tmp_path: Path) -> No
 
     status, said = interrupt(recipe, hit, random.uniform(5, 20), signal.SIGTERM)
     assert status == 130, said
-    stopped = re.search(r"Stopped at step (\d+) of 70; the same command goes on from there", said)
+    stopped = re.search(rf"Stopped at step (\d+) of {STEPS}; the same command goes on from there", said)
     assert stopped, said
     found = checkpoints.newest(hit / "autoencoder/checkpoints")
     assert found
     assert found[1]["step"] == int(stopped[1])
 
     for share in (0.3, 0.6, 0.8):
-        status, said = interrupt(recipe, hit, (share + random.uniform(0, 0.15)) * 72, signal.SIGKILL)
+        status, said = interrupt(recipe, hit, (share + random.uniform(0, 0.15)) * LINES, signal.SIGKILL)
         assert status == -signal.SIGKILL, said
     for process in (start(recipe, hit), undisturbed):
         said = process.communicate()[1]

@@ -22,8 +22,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is journalled
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Has the disk hold what was written to a file, or which files are in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

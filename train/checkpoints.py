@@ -5,7 +5,6 @@ manifest of SHA-256 sums and renamed, so a crash at any moment leaves the earlie
 newest that verifies. Random state is not stored: every draw is a function of (seed, global sample index).
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,6 +13,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from diffusion.checkpoint import sha256
+from diffusion.durable import flush
 
 MANIFEST = "manifest.json"
 Tensors = dict[str, dict[str, Tensor]]  # file stem -> its tensors
@@ -28,13 +30,13 @@ def save(folder: Path, step: int, tensors: Tensors, state: dict[str, Any], keep:
     for stem, group in tensors.items():
         save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, aside / f"{stem}.safetensors")
     (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
-    sums = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
+    sums = {path.name: sha256(path) for path in sorted(aside.iterdir())}
     (aside / MANIFEST).write_text(json.dumps(sums, indent=1))
     for path in [*aside.iterdir(), aside]:
-        _flush(path)
+        flush(path)
     shutil.rmtree(final, ignore_errors=True)  # the same step, from a run whose copy did not verify
     os.replace(aside, final)
-    _flush(folder)
+    flush(folder)
     for old in _newest_first(folder)[keep:]:
         shutil.rmtree(old)
     return final
@@ -55,19 +57,6 @@ def _newest_first(folder: Path) -> list[Path]:
 def _verifies(path: Path) -> bool:
     try:
         sums = json.loads((path / MANIFEST).read_text())
-        return all(_sha256(path / name) == expected for name, expected in sums.items())
+        return all(sha256(path / name) == expected for name, expected in sums.items())
     except (OSError, ValueError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

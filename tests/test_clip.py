@@ -15,14 +15,13 @@ from torch import Tensor
 
 from clip.image import ImageConfig, ImageEncoder
 from clip.model import CLIP
+from clip.openclip import from_open_clip, to_open_clip
 from clip.pretrained import (
     clip_from_folder,
-    from_open_clip,
     from_transformers,
     save_clip,
     save_text_encoder,
     text_encoder_from_folder,
-    to_open_clip,
     to_transformers,
 )
 from clip.text import LEGACY_EOS, TextConfig, TextEncoder

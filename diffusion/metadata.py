@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from dataclasses import asdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diffusion.checkpoint import Model
-from diffusion.request import SAMPLER_NAMES, SCHEDULE_NAMES, Request, Resolved
+from diffusion.request import SAMPLER_NAMES, SCHEDULE_NAMES, Request, Resolved, from_json, to_json
 
 VERSION = "0.1.0"
 UNET = "unet/diffusion_pytorch_model.safetensors"  # the file that `Model hash` is of
@@ -31,7 +31,7 @@ MARKS = re.compile(r"^(\s*)(Negative prompt:|Steps:)", re.MULTILINE)
 def describe(request: Resolved, model: Model, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """The text chunks of a picture, by name."""
     said = {
-        "request": asdict(request),
+        "request": to_json(request),
         "model": {"name": model.name, "weights": model.hashes},
         "versions": {"oboro": VERSION, "torch": str(torch.__version__)},
         "dtype": str(dtype).removeprefix("torch."),
@@ -56,8 +56,11 @@ def parameters(request: Resolved, model_name: str, model_hash: str) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model hash": model_hash[:10],
         "Model": model_name,
+        "Variation seed": request.variation_seed,
+        "Variation seed strength": request.variation_strength,
         "Version": f"oboro {VERSION}",
     }
+    line = {name: value for name, value in line.items() if value is not None}
     parts = [_unmarked(request.prompt)]
     if request.negative:
         parts.append(f"{NEGATIVE} {_unmarked(request.negative)}")
@@ -95,16 +98,18 @@ def read_png(data: bytes) -> dict[str, str]:
         raise ValueError(f"This is not a PNG that can be read: {error}.") from None
 
 
-def request_of(texts: dict[str, str]) -> Request:
+def request_of(texts: dict[str, str], files: Iterable[bytes] = ()) -> Request:
     """The request that a picture was made from: all of it from our own chunk, else what `parameters` tells.
 
-    Raises ValueError where neither chunk is there or one is broken.
+    `files` are those that the request began with, which a picture names by their hash alone. Raises ValueError
+    where neither chunk is there, one is broken or a file is not given.
     """
     if "oboro" in texts:
         try:
-            return Request(**json.loads(texts["oboro"])["request"])
+            record = json.loads(texts["oboro"])["request"]
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"The picture's oboro chunk is broken: {error}.") from None
+        return from_json(record, files)
     if "parameters" not in texts:
         raise ValueError("The picture does not say how it was made: it has neither `oboro` nor `parameters`.")
     prompt, negative, line = parse_parameters(texts["parameters"])
@@ -121,7 +126,7 @@ def request_of(texts: dict[str, str]) -> Request:
 
 def digest(request: Resolved, model: Model) -> str:
     """Twelve hexadecimal digits of the whole request and the weights: a file name for the picture."""
-    return hashlib.sha256(json.dumps([asdict(request), model.hashes]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([to_json(request), model.hashes]).encode()).hexdigest()[:12]
 
 
 def _unmarked(text: str) -> str:

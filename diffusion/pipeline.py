@@ -13,7 +13,8 @@ from diffusion.denoiser import Denoiser
 from diffusion.guidance import guide
 from diffusion.metadata import describe, encode_png
 from diffusion.request import Request, Resolved, resolve
-from diffusion.samplers import SAMPLERS, Denoise, Draw
+from diffusion.samplers import SAMPLERS, Denoise
+from diffusion.seeds import Draw, seeded, varied
 from diffusion.threads import threads
 
 
@@ -91,9 +92,12 @@ class Pipeline:
         return self.encode("")
 
     def noise(self, request: Resolved) -> Draw:
-        """Draws standard normal latents, on the CPU, where a seed means the same on every machine."""
-        generator = torch.Generator().manual_seed(request.seed)
-        return lambda: torch.randn(self.shape(request), generator=generator).to(self.device)
+        """Draws standard normal latents, all that is random in the picture."""
+        draw = seeded(request.seed, self.shape(request), self.device)
+        if request.variation_seed is None or request.variation_strength is None:
+            return draw
+        other = seeded(request.variation_seed, self.shape(request), self.device)
+        return varied(draw, other, request.variation_strength)
 
     def shape(self, request: Resolved) -> tuple[int, int, int, int]:
         """Of the picture's latents: 1, C, h, w."""

@@ -1,12 +1,14 @@
 """What is asked for, and the one place where it is checked.
 
     resolve(request, model) => the same request with nothing left open
+    to_json(request)        => what is written of it, and `from_json` reads
 """
 
+import hashlib
 import math
 import secrets
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from typing import Any
 
 from diffusion.checkpoint import Model
@@ -18,6 +20,7 @@ MAX_GUIDANCE = 100
 MAX_SIDE = 2048  # pixels
 MAX_SEED = 2**63 - 1
 RANDOM = -1  # the seed that asks for one to be drawn
+FILES = ("image", "mask")  # the fields that hold a file's bytes
 DRAWN = 2**32  # seeds are drawn below this, as other programs do: short enough to be typed again
 
 # Our names, which are ComfyUI's, and those of AUTOMATIC1111's web UI. Both are understood.
@@ -35,17 +38,27 @@ SCHEDULE_NAMES = {"automatic": "Automatic", "normal": "Normal", "karras": "Karra
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to be made. What is None is the model's own default."""
+    """One picture to be made. What is None is the model's own default, or not asked for.
 
+    The fields up to the keyword-only ones stand in every picture's record; see `to_json` for the others.
+    """
+
+    # what it shows
     prompt: str
     negative: str = ""  # what the picture is led away from
+    # how it is sampled
     seed: int = 0  # 0 is a seed; -1 draws one, which is recorded
     steps: int | None = None
     sampler: str | None = None  # a name in samplers.SAMPLERS
     schedule: str | None = None  # a name in noise.SCHEDULES
     guidance: float | None = None  # 1 is the plain model
+    # how large it is
     width: int | None = None  # pixels
     height: int | None = None
+    _: KW_ONLY
+    # a variation of it
+    variation_seed: int | None = None  # of a second noise, as `seed`
+    variation_strength: float | None = None  # how far from the first noise to the second: 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +84,7 @@ def resolve(request: Request, model: Model) -> Resolved:
     values |= _our_names(values["sampler"], values["schedule"])
     if values["seed"] == RANDOM:
         values["seed"] = secrets.randbelow(DRAWN)
+    values |= _variation(request)
     resolved = Resolved(**values)
 
     _check_text("prompt", resolved.prompt, model)
@@ -92,8 +106,52 @@ def resolve(request: Request, model: Model) -> Resolved:
                 f"The {name} {side} is not a multiple of {multiple}, as it must be for this model; "
                 f"try {below} or {below + multiple}."
             )
+    if resolved.variation_seed is not None:
+        _check_number("The variation seed", resolved.variation_seed, 0, MAX_SEED, whole=True)
+        _check_number("The variation strength", resolved.variation_strength, 0, 1, whole=False)
     # 3 and 3.0 are one request, and are written in one way.
     return replace(resolved, guidance=float(resolved.guidance))
+
+
+def to_json(request: Request) -> dict[str, Any]:
+    """The request as JSON has it. A file that it holds is named by its hash; see `file_name`.
+
+    What is None is left out, and so is a keyword-only field at its default: a picture's record, and with it
+    the picture's bytes and name, stays as it was when requests learn to ask for more.
+    """
+    said: dict[str, Any] = {}
+    for field in fields(Request):
+        value = getattr(request, field.name)
+        if value is not None and not (field.kw_only and value == field.default):
+            said[field.name] = file_name(value) if isinstance(value, bytes) else value
+    return said
+
+
+def from_json(said: Any, files: Iterable[bytes] = ()) -> Request:
+    """The request that `to_json` wrote, given the files that it names.
+
+    Raises ValueError for a field that there is not and a file that is not given; `resolve` checks the rest.
+    """
+    if not isinstance(said, dict):
+        raise ValueError(f"A request is {said!r}; expected an object of JSON.")
+    known, named = {field.name for field in fields(Request)}, {file_name(file): file for file in files}
+    values: dict[str, Any] = {}
+    for name, value in said.items():
+        if name not in known:
+            raise ValueError(f"A request has no field {name!r}; it takes {', '.join(sorted(known))}.")
+        if name in FILES and value is not None:
+            if value not in named:
+                raise ValueError(f"The request's {name} is the file {value!r}, which is not here; give it, too.")
+            value = named[value]
+        values[name] = tuple(value) if isinstance(value, list) else value
+    if "prompt" not in values:
+        raise ValueError("A request has no prompt; say what the picture shows.")
+    return Request(**values)
+
+
+def file_name(data: bytes) -> str:
+    """ "sha256:…": what stands for a file in a request's JSON."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _our_names(sampler: Any, schedule: Any) -> dict[str, Any]:
@@ -105,6 +163,18 @@ def _our_names(sampler: Any, schedule: Any) -> dict[str, Any]:
             sampler, schedule = sampler.removesuffix(f" {theirs}"), ours
     samplers = {theirs: ours for ours, theirs in SAMPLER_NAMES.items()}
     return {"sampler": samplers.get(sampler, sampler), "schedule": schedule}
+
+
+def _variation(request: Request) -> dict[str, Any]:
+    """Its seed, drawn where none is named, and its strength; neither where it changes nothing."""
+    seed, strength = request.variation_seed, request.variation_strength
+    if strength == 0:
+        seed = strength = None
+    elif strength is None and seed is not None:
+        raise ValueError(f"The variation seed {seed!r} does nothing without a variation strength from 0 to 1.")
+    elif strength is not None and seed in (None, RANDOM):
+        seed = secrets.randbelow(DRAWN)
+    return {"variation_seed": seed, "variation_strength": strength}
 
 
 def _check_text(name: str, text: Any, model: Model) -> None:

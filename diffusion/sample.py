@@ -7,7 +7,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from diffusion.durable import write_atomically
 from diffusion.metadata import digest, encode_png
 from diffusion.noise import SCHEDULES
 from diffusion.pipeline import Pipeline
-from diffusion.request import Request, Resolved, resolve
+from diffusion.request import Request, Resolved, resolve, to_json
 from diffusion.samplers import SAMPLERS
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   python -m diffusion.sample "a red apple" --out apple.png
   python -m diffusion.sample "a red apple" "a blue star" --count 4 --grid
   python -m diffusion.sample "a cat" --seed 7 --steps 50 --sampler heun --guidance 5
+  python -m diffusion.sample "a cat" --seed 7 --variation-strength 0.2 --count 4
   python -m diffusion.sample "a cat" --model path/to/folder --size 512x768 --device cuda --dtype float16
 
 exit codes: 0 done; 2 a mistake in what was asked, said in one sentence; 130 stopped by Ctrl-C.
@@ -42,22 +43,33 @@ def arguments() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    # A flag that bears the name of a field of Request is that field; None is the model's own default.
+    add = parser.add_argument_group("what they show").add_argument
     add("prompts", nargs="+", metavar="PROMPT")
-    add("--model", default=DEFAULT_MODEL, help="a model folder, or a shipped model (default: %(default)s)")
     add("--negative", default="", metavar="PROMPT", help="what to lead the pictures away from")
+    add("--size", metavar="WxH", help="pixels, as 64x96, or 64 for a square")
     add("--seed", type=int, default=0, help="picture i of a prompt has seed + i; -1 draws one (default: 0)")
     add("--count", type=int, default=1, help="pictures a prompt (default: 1)")
-    add("--steps", type=int, help="as all of the next five, the model's own by default")
+
+    add = parser.add_argument_group("how they are sampled; by default, as the model's own settings say").add_argument
+    add("--steps", type=int, help="of the sampler")
     add("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
     add("--schedule", metavar="NAME", help=", ".join(SCHEDULES))
     add("--guidance", type=float, help="how closely to follow the prompt; 1 is the plain model")
-    add("--size", metavar="WxH", help="pixels, as 64x96, or 64 for a square")
+
+    add = parser.add_argument_group("variations").add_argument
+    add("--variation-seed", type=int, metavar="SEED", help="of a second noise; picture i has this + i, all one --seed")
+    add("--variation-strength", type=float, metavar="0..1", help="how far to go from the first noise to the second")
+
+    add = parser.add_argument_group("the model, and what it runs on").add_argument
+    add("--model", default=DEFAULT_MODEL, help="a model folder, or a shipped model (default: %(default)s)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    add("--dtype", choices=DTYPES, default="float32", help="what the U-Net runs in (default: %(default)s)")
+
+    add = parser.add_argument_group("what is written").add_argument
     add("--out", type=Path, default=Path("outputs"), help="a folder, or a .png (default: %(default)s)")
     add("--grid", action="store_true", help="write all pictures on one sheet, too")
     add("--json", action="store_true", help="print a line of JSON a picture, not its path alone")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
-    add("--dtype", choices=DTYPES, default="float32", help="what the U-Net runs in (default: %(default)s)")
     add("--dry-run", action="store_true", help="check everything, print what would be made, and stop")
     return parser
 
@@ -116,12 +128,16 @@ def requests_of(args: argparse.Namespace, model: Model) -> list[Resolved]:
     """Every picture asked for: prompt by prompt, seed by seed."""
     if args.count < 1:
         raise ValueError(f"--count is {args.count}; expected 1 or more.")
-    width, height = size(args.size) if args.size else (None, None)
-    settings = (args.steps, args.sampler, args.schedule, args.guidance, width, height)
+    said = {field.name: getattr(args, field.name) for field in fields(Request) if hasattr(args, field.name)}
+    if args.size:
+        said["width"], said["height"] = size(args.size)
     requests = []
     for prompt in args.prompts:
-        first = resolve(Request(prompt, args.negative, args.seed, *settings), model)
-        requests += [resolve(replace(first, seed=first.seed + i), model) for i in range(args.count)]
+        first = resolve(Request(prompt, **said), model)
+        # Pictures of one prompt differ in their seed; variations of one picture in the seed that they go to.
+        seed = "seed" if first.variation_seed is None else "variation_seed"
+        numbered = [{seed: getattr(first, seed) + i} for i in range(args.count)]
+        requests += [resolve(replace(first, **number), model) for number in numbered]
     return requests
 
 
@@ -166,7 +182,7 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
 
 def report(path: Path, request: Resolved, as_json: bool) -> None:
     """Prints where a picture is, clear of the progress bar."""
-    tqdm.write(json.dumps({"path": str(path), **asdict(request)}) if as_json else str(path), file=sys.stdout)
+    tqdm.write(json.dumps({"path": str(path), **to_json(request)}) if as_json else str(path), file=sys.stdout)
 
 
 if __name__ == "__main__":

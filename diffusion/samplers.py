@@ -17,8 +17,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from diffusion.seeds import Draw
+
 Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) => x0
-Draw = Callable[[], Tensor]
 Sampler = Callable[[Denoise, Tensor, Tensor, Draw], Tensor]
 
 

@@ -78,6 +78,7 @@ def test_random_seed_is_drawn_and_recorded(pipeline: Pipeline) -> None:
     first, second = pipeline.generate([Request("a star", seed=-1)] * 2)
     assert first.request.seed != second.request.seed
     assert 0 <= first.request.seed < 2**32
+    assert resolve(Request("a star", variation_strength=0.5), pipeline.model).variation_seed is not None
 
 
 def test_noise_comes_from_the_seed_as_in_diffusers(pipeline: Pipeline) -> None:
@@ -85,6 +86,26 @@ def test_noise_comes_from_the_seed_as_in_diffusers(pipeline: Pipeline) -> None:
     generator = torch.Generator().manual_seed(9)
     for _ in range(2):  # the first latents, then what the sampler asks for
         assert torch.equal(noise(), torch.randn(1, 4, 8, 8, generator=generator))
+
+
+def test_variations_lie_between_two_noises(pipeline: Pipeline) -> None:
+    def first(seed: int, **variation: float) -> Tensor:
+        return pipeline.noise(resolve(Request("a star", seed=seed, **variation), pipeline.model))()  # type: ignore
+
+    one, other = first(1), first(2)
+    assert torch.equal(first(1, variation_seed=2, variation_strength=0), one)
+    assert torch.allclose(first(1, variation_seed=2, variation_strength=1), other, atol=1e-6)
+    assert torch.allclose(first(1, variation_seed=1, variation_strength=0.5), one, atol=1e-6)
+    middle = first(1, variation_seed=2, variation_strength=0.5)
+    assert 0.9 < middle.std() < 1.1  # halfway along the straight way it is 0.71
+    assert 0.9 < (middle - one).norm() / (middle - other).norm() < 1.1
+
+
+def test_later_noise_of_a_variation_is_the_seed_s_own(pipeline: Pipeline) -> None:
+    varied = pipeline.noise(resolve(Request("a", seed=1, variation_seed=2, variation_strength=0.5), pipeline.model))
+    plain = pipeline.noise(resolve(Request("a", seed=1), pipeline.model))
+    assert not torch.equal(varied(), plain())
+    assert torch.equal(varied(), plain())
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -201,6 +222,10 @@ def test_overflow_is_no_picture(tiny_model: Path) -> None:
         (Request("a", guidance="7"), "'7'"),  # type: ignore[arg-type]
         (Request("a", sampler="eular"), "'eular'; choose one of euler, euler_ancestral"),
         (Request("a", schedule="carras"), "'carras'; choose one of automatic"),
+        (Request("a", variation_seed=1), "The variation seed 1 does nothing without a variation strength"),
+        (Request("a", variation_seed=-2, variation_strength=0.5), "The variation seed is -2"),
+        (Request("a", variation_strength=1.5), "The variation strength is 1.5; expected a number from 0 to 1"),
+        (Request("a", variation_strength="much"), "'much'"),  # type: ignore[arg-type]
         (Request("a", width=18), "The width 18 is not a multiple of 4, as it must be for this model; try 16 or 20"),
         (Request("a", height=0), "from 4 to 2048"),
         (Request("a", height=-16), "-16"),

@@ -61,6 +61,16 @@ def test_random_seeds_follow_one_another(tiny_model: Path, tmp_path: Path, capfd
     assert first["prompt"] == "a red apple"
 
 
+def test_variations_are_of_one_picture(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    options = ["--variation-seed", "7", "--variation-strength", "0.1", "--count", "2", "--json"]
+    assert sample(tiny_model, tmp_path, *options) == 0
+    said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(request["seed"], request["variation_seed"]) for request in said] == [(0, 7), (0, 8)]
+    texts = read_png(Path(said[1]["path"]).read_bytes())
+    assert "Variation seed: 8, Variation seed strength: 0.1" in texts["parameters"]
+    assert request_of(texts).variation_seed == 8
+
+
 def test_grid(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert sample(tiny_model, tmp_path, "a blue star", "--count", "3", "--grid", "--json") == 0
     *lines, last = [json.loads(line) for line in capfd.readouterr().out.splitlines()]

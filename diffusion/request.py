@@ -44,7 +44,7 @@ class Request:
     """
 
     # what it shows
-    prompt: str
+    prompt: str  # an empty one leaves the picture to the model
     negative: str = ""  # what the picture is led away from
     # how it is sampled
     seed: int = 0  # 0 is a seed; -1 draws one, which is recorded
@@ -89,8 +89,6 @@ def resolve(request: Request, model: Model) -> Resolved:
 
     _check_text("prompt", resolved.prompt, model)
     _check_text("negative prompt", resolved.negative, model)
-    if not resolved.prompt.strip():
-        raise ValueError("The prompt is empty; say what the picture shows.")
     _check_number("The seed", resolved.seed, 0, MAX_SEED, whole=True)
     _check_number("The number of steps", resolved.steps, 1, MAX_STEPS, whole=True)
     _check_number("The guidance", resolved.guidance, 0, MAX_GUIDANCE, whole=False)

@@ -118,7 +118,6 @@ def mistake(capfd: pytest.CaptureFixture, status: int) -> str:
         (["--seed", "-2"], "from 0 to"),
         (["--seed", str(2**63 - 1), "--count", "2"], "from 0 to"),
         (["--count", "0"], "--count is 0"),
-        ([""], "The prompt is empty"),
         (["apple " * 50], "tokens long and this model reads 14"),
         (["--negative", "apple " * 50], "The negative prompt is"),
         (["--device", "gpu"], "There is no device 'gpu'"),

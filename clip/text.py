@@ -30,7 +30,7 @@ class TextConfig:
 
 
 class TextOutput(NamedTuple):
-    tokens: Tensor  # [B, L, D], after the final norm
+    tokens: Tensor  # [B, L, D], after the final norm where it is asked for
     pooled: Tensor  # [B, D], or [B, P] where the tower has a projection
 
 
@@ -63,12 +63,13 @@ class TextEncoder(nn.Module):
         if self.projection is not None:
             nn.init.normal_(self.projection.weight, std=config.width**-0.5)
 
-    def forward(self, ids: Tensor, skip: int = 0) -> TextOutput:
+    def forward(self, ids: Tensor, skip: int = 0, norm: bool = True) -> TextOutput:
         """Encode ids [B, L], L at most `config.length`.
 
         `skip` leaves that many last layers out of `tokens`: 0 gives the last layer's output, 1 the one
-        before, each followed by the final norm, as in Stable Diffusion 1.x. `pooled` always comes from the
-        whole stack: it is the embedding at the first end token, where all of the text has been seen.
+        before. The final norm follows in Stable Diffusion 1.x, and not (`norm=False`) in XL. `pooled` always
+        comes from the whole stack: it is the embedding at the first end token, where all of the text has been
+        seen.
         """
         layers, length = self.config.layers, ids.shape[1]
         if length > self.config.length:
@@ -78,7 +79,7 @@ class TextEncoder(nn.Module):
 
         x = self.token_embedding(ids) + self.position_embedding[:length]  # [B, L, D]
         x = self.transformer(x, stop=layers - skip)
-        tokens = self.norm(x)
+        tokens = self.norm(x) if norm else x
 
         last = self.transformer(x, start=layers - skip)
         pooled = self.norm(last[torch.arange(len(ids), device=ids.device), self._end(ids)])  # [B, D]

@@ -27,6 +27,7 @@ from clip.pretrained import save_text_encoder, text_encoder_from_folder
 from clip.text import TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
+from diffusion.conditioning import PLAIN, Reading
 from diffusion.config import DIFFUSERS_VERSION
 from diffusion.durable import write_atomically
 from diffusion.noise import SCHEDULERS, Noise, NoiseConfig
@@ -73,13 +74,14 @@ class Defaults:
 class Model:
     """All that makes a picture of a request. The networks are loaded in float32, to evaluate, on the CPU."""
 
-    tokenizer: Tokenizer
-    text_encoder: TextEncoder
+    tokenizers: tuple[Tokenizer, ...]  # one a text encoder
+    text_encoders: tuple[TextEncoder, ...]
     unet: UNet
     autoencoder: Autoencoder | PixelSpace
     noise: Noise
     defaults: Defaults
     folder: Path
+    reading: Reading = PLAIN
 
     @property
     def name(self) -> str:
@@ -94,8 +96,8 @@ class Model:
 
 def save_model(
     folder: Path,
-    tokenizer: Tokenizer,
-    text_encoder: TextEncoder,
+    tokenizers: tuple[Tokenizer, ...],
+    text_encoders: tuple[TextEncoder, ...],
     unet: UNet,
     autoencoder: Autoencoder | PixelSpace,
     noise: Noise,
@@ -105,6 +107,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     index = {part: [library, classes[0]] for part, (library, classes) in PARTS.items()}
     index["scheduler"] = ["diffusers", noise.config.scheduler]
+    (tokenizer,), (text_encoder,) = tokenizers, text_encoders
     tokenizer.save(folder / "tokenizer")
     save_text_encoder(text_encoder, folder / "text_encoder")
     save_unet(unet, folder / "unet")
@@ -165,7 +168,7 @@ def load_model(model: str | Path = DEFAULT_MODEL) -> Model:
     _check_fit(folder, tokenizer, text_encoder, unet, autoencoder)
     size = (unet.config.sample_size or Defaults.size // autoencoder.factor) * autoencoder.factor
     defaults = _load_defaults(folder, Defaults(sampler=noise.config.sampler, size=size))
-    return Model(tokenizer, text_encoder, unet, autoencoder, noise, defaults, folder)
+    return Model((tokenizer,), (text_encoder,), unet, autoencoder, noise, defaults, folder)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

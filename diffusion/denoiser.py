@@ -55,8 +55,8 @@ class Denoiser:
         prediction = self.network((c_in * x).to(self.dtype), t, text)
         return c_skip * x + c_out * prediction.to(x.dtype)
 
-    def context(self, text: Tensor) -> Any:
-        """What the network computes once of `text` [B, L, D] for all steps; if nothing, the text."""
+    def context(self, text: Any) -> Any:
+        """What the network computes once of the text for all steps; if nothing, the text."""
         return self.network.context(text) if hasattr(self.network, "context") else text
 
 

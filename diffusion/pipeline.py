@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.checkpoint import Model
+from diffusion.conditioning import Conditioning, encode
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import guide
 from diffusion.metadata import describe, encode_png
@@ -50,7 +51,7 @@ class Pipeline:
         self.model = model
         self.device = torch.device(device)
         self.dtype = dtype  # of the U-Net alone: it runs at every step, the others once a picture
-        self.text_encoder = model.text_encoder.to(self.device)
+        self.text_encoders = [encoder.to(self.device) for encoder in model.text_encoders]
         self.autoencoder = model.autoencoder.to(self.device)
         unet = model.unet.to(self.device, dtype)
         self.denoiser = Denoiser(unet, model.noise, model.noise.config.prediction_type, dtype)
@@ -70,8 +71,9 @@ class Pipeline:
             return self._generate(request, index, progress)
 
     def _generate(self, request: Resolved, index: int, progress: Report | None) -> Picture:
-        text = self.encode(request.prompt)  # [1, L, D]
-        negative = self.encode(request.negative) if request.negative else self.nothing  # [1, L, D]
+        text = self.encode(request.prompt).sized(request.height, request.width)
+        negative = self.encode(request.negative) if request.negative else self.nothing
+        negative = negative.sized(request.height, request.width)
         denoise = guide(self.denoiser, text, negative, request.guidance)  # (x, sigma) => x0
         if progress is not None:
             denoise = watch(denoise, progress, index, self.evaluations(request))
@@ -82,14 +84,15 @@ class Pipeline:
         latents = SAMPLERS[request.sampler](denoise, x, sigmas, noise)  # [1, C, h, w]
         return Picture(self.image(latents), request, self.describe(request))
 
-    def encode(self, prompt: str) -> Tensor:
-        tokens = self.model.tokenizer([prompt]).to(self.device)  # [1, L]
-        return self.text_encoder(tokens).tokens.to(self.dtype)  # [1, L, D]
+    def encode(self, prompt: str) -> Conditioning:
+        ids = [tokenizer([prompt]).to(self.device) for tokenizer in self.model.tokenizers]  # [1, L] each
+        return encode(self.text_encoders, ids, self.model.reading).to(self.dtype)
 
     @cached_property
-    def nothing(self) -> Tensor:
+    def nothing(self) -> Conditioning:
         """The encoding of the empty prompt, which most pictures are led away from."""
-        return self.encode("")
+        encoding = self.encode("")
+        return encoding.zeros() if self.model.reading.empty_is_zero else encoding
 
     def noise(self, request: Resolved) -> Draw:
         """Draws standard normal latents, all that is random in the picture."""

@@ -182,7 +182,8 @@ def _check_text(name: str, text: Any, model: Model) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(f"The {name} {text!r} is not valid Unicode; type it again.") from None
-    tokens, room = len(model.tokenizer.encode(text)), model.tokenizer.length - 2  # less start and end
+    tokenizer = model.tokenizers[0]
+    tokens, room = len(tokenizer.encode(text)), tokenizer.length - 2  # less start and end
     if tokens > room:
         raise ValueError(f"The {name} is {tokens} tokens long and this model reads {room}; shorten it.")
 

@@ -1,21 +1,27 @@
 """The network F(x, t, text): a U-Net with cross-attention (Rombach et al. 2022), as UNet2DConditionModel.
 
-Stable Diffusion 1.x, 2.x and the small models trained here are configurations of it.
+Stable Diffusion 1.x, 2.x, XL and the small models trained here are configurations of it.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.blocks import Attention, Downsample, KeysValues, ResBlock, Upsample, pixels, tokens, zero
+from diffusion.conditioning import Conditioning
 from diffusion.config import Config
 
-Context = list[KeysValues]  # of every cross-attention, in the order in which the forward pass meets them
+
+class Context(NamedTuple):
+    """What the network makes of a conditioning. It depends on neither x nor t: once a picture will do."""
+
+    keys_values: list[KeysValues]  # of every cross-attention, in the order in which the forward pass meets them
+    added: Tensor | None = None  # [B, T], to the time's embedding
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,13 @@ class UNetConfig(Config):
     norm_eps: float = 1e-5
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
+    addition_embed_type: str | None = None  # text_time: pooled text and sizes are embedded beside the time
+    addition_time_embed_dim: int | None = None  # channels a size
+    projection_class_embeddings_input_dim: int | None = None  # channels of pooled text and sizes together
 
     CLASS: ClassVar[str] = "UNet2DConditionModel"
     FIXED: ClassVar[Mapping[str, Any]] = {
         "act_fn": "silu",
-        "addition_embed_type": None,
         "attention_type": "default",
         "center_input_sample": False,
         "class_embed_type": None,
@@ -72,11 +80,9 @@ class UNetConfig(Config):
         "timestep_post_act": None,
     }
     IGNORED: ClassVar[frozenset[str]] = frozenset({
-        "addition_embed_type_num_heads",  # these five qualify choices that are refused above
-        "addition_time_embed_dim",
+        "addition_embed_type_num_heads",  # these three qualify choices that are refused above
         "encoder_hid_dim",
         "mid_block_only_cross_attention",
-        "projection_class_embeddings_input_dim",
         "upcast_attention",  # fused attention accumulates in float32 by itself
     })
 
@@ -96,6 +102,13 @@ class UNetConfig(Config):
             value = getattr(self, field)
             if not isinstance(value, int) and not (field == "sample_size" and value is None):
                 raise ValueError(f"{field}={value!r} is not supported; expected an integer.")
+        if self.addition_embed_type not in (None, "text_time"):
+            raise ValueError(f"addition_embed_type={self.addition_embed_type!r} is not supported; "
+                             "expected None or 'text_time'.")
+        if self.addition_embed_type:
+            for field in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+                if type(value := getattr(self, field)) is not int or value < 2:
+                    raise ValueError(f"{field}={value!r} is not supported; expected a whole number of channels.")
         self.check_groups(self.block_out_channels, self.norm_num_groups)
         if self.block_out_channels[0] % 2:
             raise ValueError(f"block_out_channels={self.block_out_channels} begins with an odd number; "
@@ -126,7 +139,10 @@ class UNet(nn.Module):
         width = finest.channels  # of the feature map, as it passes from module to module
         skips = [width]  # widths of the feature maps that the way down leaves for the way up
         self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
-        self.time_embedding = TimeEmbedding(width, finest.time_channels, config)
+        self.time_embedding = Embedding(width, finest.time_channels)
+        self.add_embedding = None
+        if config.projection_class_embeddings_input_dim and config.addition_embed_type:
+            self.add_embedding = Embedding(config.projection_class_embeddings_input_dim, finest.time_channels)
         self.down_blocks = nn.ModuleList()
         for level, kind in zip(levels, config.down_block_types, strict=True):
             self.down_blocks.append(Down(level, width, "CrossAttn" in kind, downsample=level is not coarsest))
@@ -142,17 +158,24 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, width, config.norm_eps)
         self.conv_out = zero(nn.Conv2d(width, config.out_channels, 3, padding=1))
 
-    def context(self, text: Tensor) -> Context:
-        """Keys and values of the text [B, L, D] in every cross-attention.
+    def context(self, text: Conditioning | Tensor) -> Context:
+        """What sampling computes once a picture and passes as the text; a tensor is tokens [B, L, D] alone."""
+        text = Conditioning(text) if isinstance(text, Tensor) else text
+        blocks = [module for module in self.modules() if isinstance(module, TransformerBlock)]
+        keys_values = [block.attn2.keys_values(text.tokens) for block in blocks]
+        if self.add_embedding is None:
+            return Context(keys_values)
+        assert text.pooled is not None
+        assert text.sizes is not None
+        sizes = self.waves(text.sizes, self.config.addition_time_embed_dim or 0).flatten(1)
+        return Context(keys_values, self.add_embedding(torch.cat([text.pooled, sizes], dim=1)))
 
-        They depend on neither x nor t: sampling computes them once a picture and passes them as the text.
-        """
-        return [m.attn2.keys_values(text) for m in self.modules() if isinstance(m, TransformerBlock)]
-
-    def forward(self, x: Tensor, t: Tensor, text: Tensor | Context) -> Tensor:
-        """x [B, C, h, w], timesteps t [B] (fractions too), text [B, L, D] or its context => [B, C, h, w]."""
-        context = iter(self.context(text) if isinstance(text, Tensor) else text)
-        time = F.silu(self.time_embedding(t))  # [B, T]; every residual block begins by activating it
+    def forward(self, x: Tensor, t: Tensor, text: Context | Conditioning | Tensor) -> Tensor:
+        """x [B, C, h, w], timesteps t [B] (fractions too), text or what `context` made of it => [B, C, h, w]."""
+        keys_values, added = text if isinstance(text, Context) else self.context(text)
+        context = iter(keys_values)
+        time = self.time_embedding(self.waves(t, self.conv_in.out_channels))  # [B, T]
+        time = F.silu(time if added is None else time + added)  # every residual block begins by activating it
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
@@ -161,6 +184,14 @@ class UNet(nn.Module):
         for block in self.up_blocks:
             x = block(x, time, context, skips)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def waves(self, numbers: Tensor, channels: int) -> Tensor:
+        """Numbers [...] => sinusoids [..., channels] (Vaswani et al. 2017, section 3.5)."""
+        count = channels // 2
+        exponents = torch.arange(count, device=numbers.device) / (count - self.config.freq_shift)
+        angles = numbers.float()[..., None] * torch.exp(-math.log(10_000) * exponents)  # [..., count]
+        halves = [angles.cos(), angles.sin()] if self.config.flip_sin_to_cos else [angles.sin(), angles.cos()]
+        return torch.cat(halves, dim=-1).to(self.conv_in.weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -260,22 +291,15 @@ class Up(nn.Module):
         return x
 
 
-class TimeEmbedding(nn.Module):
-    """Timesteps [B] => [B, T]: sinusoids (Vaswani et al. 2017, section 3.5), then a small MLP."""
+class Embedding(nn.Module):
+    """[B, channels] => [B, T]: the small MLP that follows sinusoids."""
 
-    def __init__(self, channels: int, out_channels: int, config: UNetConfig):
+    def __init__(self, channels: int, out_channels: int):
         super().__init__()
-        self.waves = channels // 2
-        self.freq_shift = config.freq_shift
-        self.flip_sin_to_cos = config.flip_sin_to_cos
         self.linear_1 = nn.Linear(channels, out_channels)
         self.linear_2 = nn.Linear(out_channels, out_channels)
 
-    def forward(self, t: Tensor) -> Tensor:
-        exponents = torch.arange(self.waves, device=t.device) / (self.waves - self.freq_shift)
-        angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)  # [B, waves]
-        halves = [angles.cos(), angles.sin()] if self.flip_sin_to_cos else [angles.sin(), angles.cos()]
-        h = torch.cat(halves, dim=1).to(self.linear_1.weight.dtype)
+    def forward(self, h: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(h)))
 
 

@@ -51,8 +51,8 @@ def save_tiny(folder: Path, autoencoder: Autoencoder | PixelSpace) -> Path:
         randomize(network)
     noise = Noise(NoiseConfig(prediction_type="v_prediction", timestep_spacing="trailing"))
     defaults = Defaults(steps=4, sampler="euler", guidance=3.0, size=16)
-    networks = text_encoder.half(), unet.half(), autoencoder.half()
-    save_model(folder, tokenizer, *networks, noise, defaults)
+    networks = (text_encoder.half(),), unet.half(), autoencoder.half()
+    save_model(folder, (tokenizer,), *networks, noise, defaults)
     return folder
 
 

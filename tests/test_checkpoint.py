@@ -14,9 +14,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from diffusion.autoencoder import PixelSpace
-from diffusion.checkpoint import find_model, load_model
+from diffusion.checkpoint import Model, find_model, load_model
 from diffusion.durable import write_atomically
 from diffusion.weights import check_safetensors, strict_json
 
@@ -40,6 +41,10 @@ def refused(folder: Path) -> str:
     return str(mistake.value)
 
 
+def networks(model: Model) -> list[nn.Module]:
+    return [*model.text_encoders, model.unet, model.autoencoder]
+
+
 def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -51,7 +56,7 @@ def test_folder_has_the_layout_and_the_values(tiny_model: Path) -> None:
     }  # fmt: skip
     model = load_model(tiny_model)
     assert (model.name, model.defaults.steps, model.noise.config.prediction_type) == ("tiny", 4, "v_prediction")
-    for network in (model.text_encoder, model.unet, model.autoencoder):
+    for network in networks(model):
         assert {p.dtype for p in network.parameters()} == {torch.float32}
         assert not network.training
     stored = load_file(tiny_model / UNET)
@@ -69,12 +74,12 @@ def test_diffusers_opens_it_and_we_open_what_diffusers_saves(tiny_model: Path, t
     theirs = StableDiffusionPipeline.from_pretrained(tiny_model, torch_dtype=torch.float32)
     theirs.save_pretrained(tmp_path / "again")
     ours, again = load_model(tiny_model), load_model(tmp_path / "again")
-    for part in ("text_encoder", "unet", "autoencoder"):
-        expected, found = getattr(ours, part).state_dict(), getattr(again, part).state_dict()
+    for before, after in zip(networks(ours), networks(again), strict=True):
+        expected, found = before.state_dict(), after.state_dict()
         assert expected.keys() == found.keys()
         assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
     assert torch.equal(ours.noise.sigmas, again.noise.sigmas)
-    assert torch.equal(ours.tokenizer(["a red apple"]), again.tokenizer(["a red apple"]))
+    assert torch.equal(ours.tokenizers[0](["a red apple"]), again.tokenizers[0](["a red apple"]))
     assert (again.defaults.steps, again.defaults.sampler, again.defaults.size) == (25, "euler", 16)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffusion.conditioning import Conditioning, stack
 from diffusion.denoiser import PREDICTION_TYPES, Denoiser, Loss, logit_normal
 from diffusion.guidance import guide
 from diffusion.noise import Noise, NoiseConfig
@@ -35,9 +36,9 @@ class Tiny(nn.Module):
         self.contexts = 0
         self.rows: list[int] = []
 
-    def context(self, text: Tensor) -> list[Tensor]:
+    def context(self, text: Conditioning) -> list[Tensor]:
         self.contexts += 1
-        return [self.attend(text).mean(1)]  # [B, 4]
+        return [self.attend(text.tokens).mean(1)]  # [B, 4]
 
     def forward(self, x: Tensor, t: Tensor, text: list[Tensor]) -> Tensor:
         self.rows.append(len(x))
@@ -143,7 +144,8 @@ def test_a_network_in_half_precision_leaves_x_in_its_own() -> None:
 def test_guidance_goes_past_the_text() -> None:
     network = Tiny()
     denoiser = Denoiser(network, process("v_prediction"), "v_prediction")
-    text, negative, x = sample(3, 5, 6), sample(3, 5, 6, seed=1), sample(3, 4, 8, 8, seed=2)
+    text, negative = Conditioning(sample(3, 5, 6)), Conditioning(sample(3, 5, 6, seed=1))
+    x = sample(3, 4, 8, 8, seed=2)
     with_text = denoiser(x, 2.0, denoiser.context(text))
     without = denoiser(x, 2.0, denoiser.context(negative))
     for scale in (0.0, 1.0, 7.5):
@@ -186,12 +188,13 @@ def test_pictures_equal_diffusers(scheduler: str, config: dict, prediction_type:
     config = config | {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     noise = Noise(NoiseConfig(scheduler, prediction_type, rescale_betas_zero_snr=zero_snr, **config))
     network, steps, scale = Tiny(), 20, 3.0
-    text, negative, start = sample(2, 5, 6), sample(2, 5, 6, seed=1), sample(2, 4, 8, 8, seed=2)
+    text, negative = Conditioning(sample(2, 5, 6)), Conditioning(sample(2, 5, 6, seed=1))
+    start = sample(2, 4, 8, 8, seed=2)
 
     # As StableDiffusionPipeline does it.
     theirs = getattr(diffusers, scheduler).from_config(noise.config.to_dict())
     theirs.set_timesteps(steps)
-    context = network.context(torch.cat([negative, text]))
+    context = network.context(stack(negative, text))
     latents = start * theirs.init_noise_sigma
     for t in theirs.timesteps:
         x = theirs.scale_model_input(torch.cat([latents, latents]), t)

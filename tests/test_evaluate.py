@@ -92,7 +92,8 @@ def patient_model(tiny_model: Path) -> Path:
     tokenizer = Tokenizer.train(FRUIT, vocab_size=560, length=64)
     torch.manual_seed(0)
     sizes = TextConfig(tokenizer.vocab_size, 64, width=32, layers=1, heads=2, mlp_width=64, eos_token_id=tokenizer.end)
-    save_model(folder, tokenizer, TextEncoder(sizes), model.unet, model.autoencoder, model.noise, model.defaults)
+    text_encoder = TextEncoder(sizes)
+    save_model(folder, (tokenizer,), (text_encoder,), model.unet, model.autoencoder, model.noise, model.defaults)
     return folder
 
 

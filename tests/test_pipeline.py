@@ -175,7 +175,7 @@ def test_what_progress_raises_stops_the_work(pipeline: Pipeline) -> None:
 
 def test_empty_prompt_is_encoded_once(tiny_model: Path) -> None:
     pipeline, calls = Pipeline(load_model(tiny_model)), []
-    pipeline.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    pipeline.text_encoders[0].register_forward_hook(lambda *_: calls.append(1))
     list(pipeline.generate([Request("a star"), Request("an apple"), Request("a star", "an apple")]))
     assert len(calls) == 3 + 1 + 1  # prompts, the empty one, the negative one
 
@@ -244,8 +244,9 @@ def test_mistakes_are_one_sentence(pipeline: Pipeline, request_: Request, said: 
 
 def test_longest_prompt_that_fits_is_not_cut(pipeline: Pipeline) -> None:
     longest = resolve(Request("q " * 14), pipeline.model)
-    assert pipeline.model.tokenizer([longest.prompt])[0, -1] == pipeline.model.tokenizer.end
-    assert pipeline.model.tokenizer([longest.prompt])[0, -2] != pipeline.model.tokenizer.end
+    (tokenizer,) = pipeline.model.tokenizers
+    assert tokenizer([longest.prompt])[0, -1] == tokenizer.end
+    assert tokenizer([longest.prompt])[0, -2] != tokenizer.end
 
 
 def test_names_of_others_are_understood(pipeline: Pipeline) -> None:

@@ -9,6 +9,7 @@ from networks import randomize, relative_error, starved
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.nn.parallel import DistributedDataParallel
 
+from diffusion.conditioning import Conditioning
 from diffusion.unet import UNet, UNetConfig
 
 SD1 = UNetConfig(
@@ -20,9 +21,19 @@ TINY = UNetConfig(
     layers_per_block=1,
     down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
 )
+POOLED = 20
+XL = replace(
+    SD1, block_out_channels=(8, 16, 24), attention_head_dim=(1, 2, 4), transformer_layers_per_block=(1, 2, 3),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    use_linear_projection=True,
+    addition_embed_type="text_time", addition_time_embed_dim=6,
+    projection_class_embeddings_input_dim=POOLED + 6 * 6,
+)
 CONFIGS = {
     "sd1": SD1,
     "sd2": replace(SD1, attention_head_dim=(1, 2, 4, 4), use_linear_projection=True),
+    "xl": XL,
     "tiny": TINY,
     "every field apart from its default": replace(
         TINY, in_channels=5, out_channels=3, layers_per_block=(1, 3), transformer_layers_per_block=(2, 1),
@@ -36,13 +47,18 @@ CONFIGS = {
 }
 
 
-def inputs(config: UNetConfig, batch: int = 3, sides: tuple[int, int] = (8, 8)) -> tuple[torch.Tensor, ...]:
+def inputs(
+    config: UNetConfig, batch: int = 3, sides: tuple[int, int] = (8, 8)
+) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     """Latents, timesteps and text."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, config.in_channels, *sides, generator=generator)
     t = torch.rand(batch, generator=generator) * 999
-    text = torch.randn(batch, 5, config.cross_attention_dim, generator=generator)
-    return x, t, text
+    tokens = torch.randn(batch, 5, config.cross_attention_dim, generator=generator)
+    if config.addition_embed_type is None:
+        return x, t, Conditioning(tokens)
+    pooled = torch.randn(batch, POOLED, generator=generator)
+    return x, t, Conditioning(tokens, pooled).sized(768, 1344)
 
 
 def random_unet(config: UNetConfig) -> UNet:
@@ -60,7 +76,9 @@ def test_same_output_as_diffusers(config, sides):
     ours = UNet(config)
     ours.load_state_dict(theirs.state_dict())
     x, t, text = inputs(config, sides=sides)
-    assert relative_error(ours(x, t, text), theirs(x, t, text).sample) < 1e-5
+    added = {"text_embeds": text.pooled, "time_ids": text.sizes}
+    expected = theirs(x, t, text.tokens, added_cond_kwargs=added).sample
+    assert relative_error(ours(x, t, text), expected) < 1e-5
 
 
 @torch.no_grad()
@@ -80,15 +98,16 @@ def test_context_stands_for_the_text(config):
     x, t, text = inputs(config)
     context = network.context(text)
     assert torch.equal(network(x, t, context), network(x, t, text))
-    assert all(tensor.shape[0] == 3 and tensor.shape[2] == 5 for pair in context for tensor in pair)
-    assert relative_error(network(x, t, network.context(-text)), network(x, t, text)) > 1e-3
+    assert all(tensor.shape[0] == 3 and tensor.shape[2] == 5 for pair in context.keys_values for tensor in pair)
+    others = replace(text, tokens=-text.tokens)
+    assert relative_error(network(x, t, network.context(others)), network(x, t, text)) > 1e-3
 
 
 @torch.no_grad()
 def test_each_sample_depends_on_itself_alone():
     network = random_unet(SD1)
     x, t, text = inputs(SD1)
-    alone = torch.cat([network(x[i:i + 1], t[i:i + 1], text[i:i + 1]) for i in range(3)])
+    alone = torch.cat([network(x[i:i + 1], t[i:i + 1], text.tokens[i:i + 1]) for i in range(3)])
     assert relative_error(network(x, t, text), alone) < 1e-5
 
 
@@ -123,17 +142,18 @@ def test_trains_under_distributed_data_parallel():
     try:
         network = random_unet(TINY)
         x, t, text = inputs(TINY)
-        DistributedDataParallel(network)(x, t, text).square().mean().backward()
+        DistributedDataParallel(network)(x, t, text.tokens).square().mean().backward()
         assert starved(network) == []
     finally:
         destroy_process_group()
 
 
 @pytest.mark.parametrize("cast", [UNet.bfloat16, UNet.half])
+@pytest.mark.parametrize("config", [SD1, XL], ids=["sd1", "xl"])
 @torch.no_grad()
-def test_half_precision(cast):
-    network = random_unet(SD1)
-    x, t, text = inputs(SD1)
+def test_half_precision(config, cast):
+    network = random_unet(config)
+    x, t, text = inputs(config)
     exact = network(x, t, text)
     network = cast(network)
     dtype = network.conv_in.weight.dtype
@@ -163,7 +183,8 @@ def test_defaults_are_those_of_diffusers():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
-    ({"addition_embed_type": "text_time"}, "addition_embed_type='text_time'"),
+    ({"addition_embed_type": "image"}, "addition_embed_type='image'"),
+    ({"addition_embed_type": "text_time"}, "addition_time_embed_dim=None"),
     ({"dual_cross_attention": True}, "dual_cross_attention=True"),
     ({"cross_attention_dim": None}, "cross_attention_dim=None"),
     ({"cross_attention_dim": [12, 12]}, r"cross_attention_dim=\(12, 12\)"),

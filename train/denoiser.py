@@ -12,6 +12,7 @@ from clip.text import TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, PixelSpace
 from diffusion.checkpoint import Defaults, load_autoencoder, save_model
+from diffusion.conditioning import Conditioning
 from diffusion.denoiser import Denoiser, Loss, logit_normal
 from diffusion.guidance import guide
 from diffusion.noise import Noise, NoiseConfig
@@ -77,7 +78,8 @@ def train(
         device = next(network.parameters()).device
         defaults = Defaults(**recipe.defaults)
         prompts = [dataset.variation(i * len(dataset) // SHOWN, 0, config.seed)[1] for i in range(SHOWN)]
-        text, negative = (text_encoder(tokenizer(p)).tokens.to(device) for p in (prompts, [""] * SHOWN))
+        texts = (text_encoder(tokenizer(p)).tokens.to(device) for p in (prompts, [""] * SHOWN))
+        text, negative = map(Conditioning, texts)
         sigmas = noise.schedule(defaults.schedule, defaults.steps)
         denoise = guide(Denoiser(network, noise, prediction_type), text, negative, defaults.guidance)
         draw = generator(config.seed, 0)
@@ -90,7 +92,7 @@ def train(
     fit(unet, loss, config, out / "denoiser", samples)
     # fp16 halves the files and moves no picture visibly; who loads them computes in what precision they like.
     save_model(
-        out / "model", tokenizer, text_encoder.cpu().half(), unet.cpu().half(), autoencoder.cpu().half(),
+        out / "model", (tokenizer,), (text_encoder.cpu().half(),), unet.cpu().half(), autoencoder.cpu().half(),
         noise, Defaults(**recipe.defaults | {"size": recipe.size}),
     )  # fmt: skip
 

@@ -1,0 +1,77 @@
+"""What the U-Net is told beside x and the time: a text's embeddings and, by Stable Diffusion XL, a picture's sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from clip.text import TextEncoder
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Of B pictures. A network leaves alone what it has no use for; what it needs must be there."""
+
+    tokens: Tensor  # [B, L, D], which the cross-attentions look at
+    pooled: Tensor | None = None  # [B, P], the text as one vector
+    sizes: Tensor | None = None  # [B, 6] (Podell et al. 2023, section 2.2), as `sized` writes them
+
+    def to(self, dtype: torch.dtype) -> "Conditioning":
+        """The embeddings in the network's own dtype; sizes are whole numbers, which few of them can hold."""
+        pooled = None if self.pooled is None else self.pooled.to(dtype)
+        return replace(self, tokens=self.tokens.to(dtype), pooled=pooled)
+
+    def zeros(self) -> "Conditioning":
+        """What says nothing, for a model that was trained to take it for no text at all."""
+        pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
+        return replace(self, tokens=torch.zeros_like(self.tokens), pooled=pooled)
+
+    def sized(self, height: int, width: int) -> "Conditioning":
+        """The same, of pictures of so many pixels that were neither scaled nor cropped to them."""
+        original, corner, target = (height, width), (0, 0), (height, width)
+        sizes = self.tokens.new_tensor([*original, *corner, *target], dtype=torch.float32)
+        return replace(self, sizes=sizes.expand(len(self.tokens), -1))
+
+
+def stack(*conditionings: Conditioning) -> Conditioning:
+    """Those of one batch after those of the other: all of them have the same fields, and texts of one length."""
+    pooled = [c.pooled for c in conditionings if c.pooled is not None]
+    sizes = [c.sizes for c in conditionings if c.sizes is not None]
+    assert len(pooled) in (0, len(conditionings))
+    assert len(sizes) in (0, len(conditionings))
+    return Conditioning(
+        torch.cat([c.tokens for c in conditionings]),
+        torch.cat(pooled) if pooled else None,
+        torch.cat(sizes) if sizes else None,
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a kind of model reads its text encoders. The defaults are Stable Diffusion 1.x's.
+
+    2.x's text encoder comes without the layers that it leaves out; XL reads both of its own without the last
+    layer and the norm after it.
+    """
+
+    skip: int = 0  # last layers left out; AUTOMATIC1111's "clip skip" is one more
+    norm: bool = True  # whether the final norm follows
+    empty_is_zero: bool = False  # the empty negative prompt is `zeros()`
+
+
+PLAIN = Reading()
+XL = Reading(skip=1, norm=False, empty_is_zero=True)
+
+
+def encode(
+    encoders: Sequence[TextEncoder], ids: Sequence[Tensor], reading: Reading, skip: int | None = None
+) -> Conditioning:
+    """Ids [B, L] of the same texts, by each encoder's own tokenizer => their embeddings, without sizes.
+
+    Several encoders' tokens stand side by side, D being the sum of their widths; pooled is the last one's.
+    `skip` replaces the reading's own.
+    """
+    skip = reading.skip if skip is None else skip
+    outputs = [encoder(part, skip, reading.norm) for encoder, part in zip(encoders, ids, strict=True)]
+    return Conditioning(torch.cat([output.tokens for output in outputs], dim=-1), outputs[-1].pooled)

@@ -12,8 +12,9 @@ a1111   a AND b :0.5        two prompts, composed by guidance; the weight of eac
 comfy   (a) (a:1.3) \\( \\)   1.1 times and 1.3 times; an inner number replaces the outer ones
 plain   nothing at all
 
-Both are followed to the letter, in what they make of broken brackets too, but for two things that nobody can mean:
-a1111 takes the end of "at 10:30" for a weight though nothing is composed, and BREAK inside brackets for a word.
+Both are followed to the letter, in what they make of broken brackets too, where anyone could mean it. Not followed:
+a1111 takes the end of "a clock at 10:30" for a weight though nothing is composed, BREAK inside brackets for a word,
+and a switch that touches a stray bracket, as in "[a:b:3])", for text.
 """
 
 import re

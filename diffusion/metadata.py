@@ -7,31 +7,50 @@ with all that it takes to make the picture again. No dates are in them: the same
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Protocol
 
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diffusion.checkpoint import Model
 from diffusion.parameters import read_parameters, write_parameters
 from diffusion.request import Request, Resolved, from_json, to_json
 
 VERSION = "0.1.0"
-UNET = "unet/diffusion_pytorch_model.safetensors"  # the file that `Model hash` is of
+NETWORKS = ("unet/", "transformer/")  # where the file is that `Model hash` is of
 
 
-def describe(request: Resolved, model: Model, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """The text chunks of a picture, by name."""
+class Named(Protocol):
+    """A model, as far as a picture tells of it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def hashes(self) -> Mapping[str, str]: ...  # the SHA-256 of every weight file, by its path
+
+
+def describe(
+    request: Resolved, model: Named, device: torch.device, dtype: torch.dtype, libraries: Iterable[str] = ()
+) -> dict[str, str]:
+    """The text chunks of a picture, by name. `libraries` are those that had a part in it, besides torch."""
     said = {
         "request": to_json(request),
         "model": {"name": model.name, "weights": model.hashes},
-        "versions": {"oboro": VERSION, "torch": str(torch.__version__)},
+        "versions": {"oboro": VERSION, "torch": str(torch.__version__), **{name: version(name) for name in libraries}},
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
+    network = next((name for name in model.hashes if name.startswith(NETWORKS)), next(iter(model.hashes)))
     # `RNG: CPU` is what that program calls noise that is drawn on the CPU, as all of ours is.
-    fields = {"Model hash": model.hashes[UNET][:10], "Model": model.name, "RNG": "CPU", "Version": f"oboro {VERSION}"}
+    fields = {
+        "Model hash": model.hashes[network][:10],
+        "Model": model.name,
+        "RNG": "CPU",
+        "Version": f"oboro {VERSION}",
+    }
     return {"parameters": write_parameters(request, fields), "oboro": json.dumps(said)}
 
 
@@ -71,6 +90,6 @@ def request_of(texts: dict[str, str], files: Iterable[bytes] = ()) -> Request:
     return read_parameters(texts["parameters"])
 
 
-def digest(request: Resolved, model: Model) -> str:
+def digest(request: Resolved, model: Named) -> str:
     """Twelve hexadecimal digits of the whole request and the weights: a file name for the picture."""
     return hashlib.sha256(json.dumps([to_json(request), model.hashes]).encode()).hexdigest()[:12]

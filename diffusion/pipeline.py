@@ -36,7 +36,9 @@ class Progress:
     picture: int  # from 0, in the order of the requests
     evaluation: int  # from 1, of this picture
     evaluations: int
-    x0: Tensor  # the clean latents expected now, [1, C, h, w]; `Pipeline.image` makes a preview of them
+    # The clean latents expected now, [1, C, h, w]; `Pipeline.image` makes a preview of them. None where a foreign
+    # model has no latents that can be shown.
+    x0: Tensor | None
 
 
 Report = Callable[[Progress], None]
@@ -56,13 +58,17 @@ class Pipeline:
         unet = model.unet.to(self.device, dtype)
         self.denoiser = Denoiser(unet, model.noise, model.noise.config.prediction_type, dtype)
 
+    def resolve(self, request: Request) -> Resolved:
+        """Fills a request up with the model's defaults. Raises ValueError for what the model cannot do."""
+        return resolve(request, self.model)
+
     def generate(self, requests: Iterable[Request], progress: Report | None = None) -> Iterator[Picture]:
         """Makes one picture a request, in their order. A mistake in any is a ValueError before the first.
 
         A picture's bytes depend on its request alone: each is sampled by itself, from noise of its own seed.
         `progress` is called after every evaluation of the network; what it raises ends the work there.
         """
-        resolved = [resolve(request, self.model) for request in requests]
+        resolved = [self.resolve(request) for request in requests]
         return (self._picture(request, index, progress) for index, request in enumerate(resolved))
 
     def _picture(self, request: Resolved, index: int, progress: Report | None) -> Picture:

@@ -87,16 +87,36 @@ def resolve(request: Request, model: Model) -> Resolved:
     values |= _variation(request)
     resolved = Resolved(**values)
 
-    _check_text("prompt", resolved.prompt, model)
-    _check_text("negative prompt", resolved.negative, model)
-    _check_number("The seed", resolved.seed, 0, MAX_SEED, whole=True)
-    _check_number("The number of steps", resolved.steps, 1, MAX_STEPS, whole=True)
-    _check_number("The guidance", resolved.guidance, 0, MAX_GUIDANCE, whole=False)
+    check_texts(resolved)
+    _check_length("prompt", resolved.prompt, model)
+    _check_length("negative prompt", resolved.negative, model)
     _check_name("sampler", resolved.sampler, SAMPLERS)
     _check_name("schedule", resolved.schedule, SCHEDULES)
-    model.noise.schedule(resolved.schedule, resolved.steps)  # raises where it has not so many steps to give
     multiple = model.autoencoder.factor * 2 ** (len(model.unet.config.block_out_channels) - 1)
-    for name, side in (("width", resolved.width), ("height", resolved.height)):
+    resolved = check_numbers(resolved, multiple)
+    model.noise.schedule(resolved.schedule, resolved.steps)  # raises where it has not so many steps to give
+    if resolved.variation_seed is not None:
+        _check_number("The variation seed", resolved.variation_seed, 0, MAX_SEED, whole=True)
+        _check_number("The variation strength", resolved.variation_strength, 0, 1, whole=False)
+    return resolved
+
+
+def check_texts(request: Resolved) -> None:
+    for name, text in (("prompt", request.prompt), ("negative prompt", request.negative)):
+        if not isinstance(text, str):
+            raise ValueError(f"The {name} is {text!r}; expected a text.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"The {name} {text!r} is not valid Unicode; type it again.") from None
+
+
+def check_numbers(request: Resolved, multiple: int) -> Resolved:
+    """The same request, its numbers checked: the sides are multiples of so many pixels."""
+    _check_number("The seed", request.seed, 0, MAX_SEED, whole=True)
+    _check_number("The number of steps", request.steps, 1, MAX_STEPS, whole=True)
+    _check_number("The guidance", request.guidance, 0, MAX_GUIDANCE, whole=False)
+    for name, side in (("width", request.width), ("height", request.height)):
         _check_number(f"The {name}", side, multiple, MAX_SIDE, whole=True)
         if side % multiple:
             below = side - side % multiple
@@ -104,11 +124,8 @@ def resolve(request: Request, model: Model) -> Resolved:
                 f"The {name} {side} is not a multiple of {multiple}, as it must be for this model; "
                 f"try {below} or {below + multiple}."
             )
-    if resolved.variation_seed is not None:
-        _check_number("The variation seed", resolved.variation_seed, 0, MAX_SEED, whole=True)
-        _check_number("The variation strength", resolved.variation_strength, 0, 1, whole=False)
     # 3 and 3.0 are one request, and are written in one way.
-    return replace(resolved, guidance=float(resolved.guidance))
+    return replace(request, guidance=float(request.guidance))
 
 
 def to_json(request: Request) -> dict[str, Any]:
@@ -175,13 +192,7 @@ def _variation(request: Request) -> dict[str, Any]:
     return {"variation_seed": seed, "variation_strength": strength}
 
 
-def _check_text(name: str, text: Any, model: Model) -> None:
-    if not isinstance(text, str):
-        raise ValueError(f"The {name} is {text!r}; expected a text.")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"The {name} {text!r} is not valid Unicode; type it again.") from None
+def _check_length(name: str, text: str, model: Model) -> None:
     tokenizer = model.tokenizers[0]
     tokens, room = len(tokenizer.encode(text)), tokenizer.length - 2  # less start and end
     if tokens > room:

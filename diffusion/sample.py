@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from diffusion.checkpoint import DEFAULT_MODEL, Model, load_model
+from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.durable import write_atomically
 from diffusion.metadata import digest, encode_png
 from diffusion.noise import SCHEDULES
-from diffusion.pipeline import Pipeline
-from diffusion.request import Request, Resolved, resolve, to_json
+from diffusion.open import AnyPipeline, open_pipeline
+from diffusion.request import Request, Resolved, to_json
 from diffusion.samplers import SAMPLERS
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     device = find_device(args.device)
-    model = load_model(args.model)
-    requests = requests_of(args, model)
-    paths = paths_of(args.out, requests, model)
+    pipeline = open_pipeline(args.model, device, getattr(torch, args.dtype))
+    requests = requests_of(args, pipeline)
+    paths = paths_of(args.out, requests, pipeline)
     if args.dry_run:
         for path, request in zip(paths, requests, strict=True):
             report(path, request, args.json)
@@ -101,7 +101,6 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):  # raises now, not after the work, where nothing can be written
         pass
-    pipeline = Pipeline(model, device, getattr(torch, args.dtype))
     images = []
     evaluations = sum(map(pipeline.evaluations, requests))
     with tqdm(total=evaluations, unit="step", disable=None, file=sys.stderr) as bar:
@@ -124,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def requests_of(args: argparse.Namespace, model: Model) -> list[Resolved]:
+def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolved]:
     """Every picture asked for: prompt by prompt, seed by seed."""
     if args.count < 1:
         raise ValueError(f"--count is {args.count}; expected 1 or more.")
@@ -133,17 +132,17 @@ def requests_of(args: argparse.Namespace, model: Model) -> list[Resolved]:
         said["width"], said["height"] = size(args.size)
     requests = []
     for prompt in args.prompts:
-        first = resolve(Request(prompt, **said), model)
+        first = pipeline.resolve(Request(prompt, **said))
         # Pictures of one prompt differ in their seed; variations of one picture in the seed that they go to.
         seed = "seed" if first.variation_seed is None else "variation_seed"
         numbered = [{seed: getattr(first, seed) + i} for i in range(args.count)]
-        requests += [resolve(replace(first, **number), model) for number in numbered]
+        requests += [pipeline.resolve(replace(first, **number)) for number in numbered]
     return requests
 
 
-def paths_of(out: Path, requests: Sequence[Resolved], model: Model) -> list[Path]:
+def paths_of(out: Path, requests: Sequence[Resolved], pipeline: AnyPipeline) -> list[Path]:
     if out.suffix.lower() != ".png" or out.is_dir():
-        return [out / f"{digest(request, model)}.png" for request in requests]
+        return [out / f"{digest(request, pipeline.model)}.png" for request in requests]
     if len(requests) > 1:
         raise ValueError(f"--out {out} names one picture and {len(requests)} are asked for; give a folder.")
     return [out]

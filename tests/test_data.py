@@ -29,6 +29,7 @@ from train.emoji import (
     normalise,
     read_things,
     render,
+    split,
     squash,
     svg,
     unseen,
@@ -205,6 +206,20 @@ def test_splits_follow_the_code_points() -> None:
     assert [held_out(t, "3d") for t in things] != [held_out(t, "noto") for t in things]
     expected = int(hashlib.sha1(b"1F34Enoto").hexdigest(), 16) % 10 == 0
     assert held_out(apple, "noto") == expected
+
+
+def test_a_split_shares_no_picture_and_loses_none(emoji: Emoji) -> None:
+    things = [dataclasses.replace(emoji.things[0], code=f"1F4{n:02X}") for n in range(100)]
+    records = [(n, style) for n in range(100) for style in ("3d", "flat", "noto")]
+    numbered = torch.arange(300).to(torch.uint8).view(300, 1, 1, 1)
+    parts = split(Emoji(things, numbered, records))
+    assert list(parts) == ["seen", "held_out", "unseen"]
+    assert sorted(record for part in parts.values() for record in part.records) == sorted(records)
+    for name, part in parts.items():
+        assert part.pictures.flatten().tolist() == [records.index(record) % 256 for record in part.records]
+        for i, style in part.records:
+            assert (name == "unseen") == unseen(things[i])
+            assert (name == "held_out") == (held_out(things[i], style) and not unseen(things[i]))
 
 
 # captions

@@ -15,10 +15,11 @@ from torch import Tensor
 from clip.text import TextConfig, TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.checkpoint import load_model, save_model
+from train.augment import turn
 from train.data import composite
 from train.emoji import STYLES, Emoji, EmojiConfig, held_out, load_emoji
 from train.evaluate import FORMS, Row, arguments, main, prompts_of, table
-from train.judge import DRAWS, Judge, RealPictures, augment, load_real, ranks, train_judge, turn
+from train.judge import DRAWS, Judge, RealPictures, augment, load_real, ranks, train_judge
 from train.loop import LoopConfig
 from train.packages import NAMES, PACKAGES
 

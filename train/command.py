@@ -38,6 +38,9 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None, stages: Map
 def _run(args: argparse.Namespace, stages: Mapping[str, Stage]) -> None:
     recipe = Recipe.load(args.recipe)
     out = args.out or Path("runs") / recipe.name
+    stages = {name: stage for name, stage in stages.items() if getattr(recipe, name)}  # a recipe may leave out some
+    if not stages:
+        raise ValueError(f"The recipe {recipe.name} has no table for this stage: choose one that has, or add it.")
     configs = {name: _training(recipe, name, args) for name in stages}
     if args.dry_run:
         source = args.folder or recipe.data.get("source", "the recipe's data")

@@ -15,9 +15,10 @@ from clip.model import CLIP
 from clip.pretrained import save_clip, save_text_encoder
 from clip.text import TextConfig, TextEncoder
 from clip.tokenizer import Tokenizer
+from train.augment import VARY_DRAWS, vary
 from train.command import run
 from train.data import Dataset
-from train.loop import Metrics, fit, order
+from train.loop import Metrics, fit, generator, order
 from train.recipe import Recipe, arguments, build
 
 EXAMPLES = """examples:
@@ -71,6 +72,7 @@ def train(
         TextEncoder(build(TextConfig, recipe.contrastive["text"] | text, "[contrastive.text]")),
         ImageEncoder(build(ImageConfig, recipe.contrastive["image"] | image, "[contrastive.image]")),
     )  # fmt: skip
+    varied = recipe.contrastive.get("vary", False)  # few pictures are soon known by heart
 
     def loss(network: nn.Module, indices: list[int]) -> tuple[Tensor, Metrics]:
         device = next(network.parameters()).device
@@ -78,6 +80,9 @@ def train(
         visits = [index // len(dataset) for index in indices]
         pairs = [dataset.variation(i, k, config.seed) for i, k in zip(pictures, visits, strict=True)]
         images = torch.stack([image for image, _ in pairs]).to(device).float() / 127.5 - 1
+        if varied:
+            draws = torch.stack([torch.rand(VARY_DRAWS, generator=generator(config.seed, i)) for i in indices])
+            images = vary(images, draws.to(device))
         ids = tokenizer([caption for _, caption in pairs])
         # Nothing past the longest caption's end token is read: the tower is causal and pools there.
         ids = ids[:, : int((ids == tokenizer.end).int().argmax(dim=1).max()) + 1].to(device)
@@ -89,7 +94,7 @@ def train(
         return value, {"found": found}
 
     fit(Similarities(clip), loss, config, out / "contrastive")
-    save_clip(clip, out / "clip")
+    save_clip(clip.cpu().half(), out / "clip")  # it loads in float32, with rankings none the worse
     tokenizer.save(out / "clip")
     save_text_encoder(without_projection(clip.text), out / "model" / "text_encoder")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion.durable import write_atomically
 from train.captions import COLOURS, WHITE, caption
-from train.emoji import Emoji, EmojiConfig, load_emoji, words_of
+from train.emoji import Emoji, EmojiConfig, load_emoji, split, words_of
 from train.folder import Folder, load_folder
 from train.packages import NAMES, PACKAGES
 from train.recipe import Recipe, build
@@ -47,7 +47,8 @@ def open_dataset(
     """The dataset that a recipe's [data] table describes, at `size` pixels; `folder` takes the table's place.
 
     `source = "folder"` takes a `path`; `source = "emoji"` takes the settings of EmojiConfig, and its pictures
-    are kept in `cache`. `fetched` is a folder that already holds the emoji packages.
+    are kept in `cache`; with `seen_only = true` those that `emoji.split` keeps for trials are left out.
+    `fetched` is a folder that already holds the emoji packages.
     """
     if folder is not None:
         return FolderDataset(load_folder(folder, size))
@@ -57,12 +58,13 @@ def open_dataset(
             raise ValueError('[data] with source = "folder" takes one more setting, path')
         return FolderDataset(load_folder(Path(table["path"]), size))
     if source == "emoji":
-        return EmojiDataset(load_emoji(emoji_config(table, size), cache, fetched))
+        emoji = load_emoji(emoji_config(table, size), cache, fetched)
+        return EmojiDataset(split(emoji)["seen"] if table.get("seen_only") else emoji)
     raise ValueError(f'[data] has source = {source!r}: it must be "emoji" or "folder"')
 
 
 def emoji_config(table: Mapping[str, Any], size: int) -> EmojiConfig:
-    settings = {key: value for key, value in table.items() if key != "source"}
+    settings = {key: value for key, value in table.items() if key not in ("source", "seen_only")}
     return build(EmojiConfig, settings | {"size": size}, "[data]")
 
 

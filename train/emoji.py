@@ -269,5 +269,19 @@ def unseen(thing: Thing) -> bool:
     return digest(base_code(thing.code)) % 20 == 0
 
 
+def split(emoji: Emoji) -> dict[str, Emoji]:
+    """The pictures to learn from, `seen`, and those to be tried on: `held_out` ones, and of `unseen` things."""
+
+    def part(thing: Thing, style: str) -> str:
+        return "unseen" if unseen(thing) else "held_out" if held_out(thing, style) else "seen"
+
+    parts = [part(emoji.things[i], style) for i, style in emoji.records]
+    numbers = {name: [n for n, other in enumerate(parts) if other == name] for name in ("seen", "held_out", "unseen")}
+    return {
+        name: replace(emoji, pictures=emoji.pictures[chosen], records=[emoji.records[n] for n in chosen])
+        for name, chosen in numbers.items()
+    }
+
+
 def digest(text: str) -> int:
     return int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), 16)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.augment import PLACE_DRAWS, TINT_DRAWS, places, tint
 from train.emoji import STYLES, EmojiConfig, Thing, held_out, load_emoji
 from train.loop import LoopConfig, Metrics, fit, generator, order
 from train.packages import PACKAGES, Package
@@ -23,13 +24,8 @@ WIDTHS = (32, 64, 128, 256)
 GROUPS = 8
 SMOOTHING = 0.1  # of the labels: four pictures a thing are soon known by heart
 
-# Ranges of the augmentation
-SHIFT = (-0.15, 0.15)  # of half a side
-SCALES = (0.8, 1.1)
-HUE = (-0.15, 0.15)  # radians
-BRIGHTNESS = (0.85, 1.15)
 WHITE_SHARE = 1 / 3  # of the backgrounds; the others are of any colour
-DRAWS = 10  # uniform numbers that one augmented picture takes
+DRAWS = PLACE_DRAWS + TINT_DRAWS + 4  # uniform numbers that one augmented picture takes
 
 
 class Judge(nn.Module):
@@ -119,34 +115,15 @@ def augment(rgba: Tensor, draws: Tensor) -> Tensor:
 
     Each is moved, scaled, perhaps mirrored, and turned a little in hue and brightness; then laid on its background.
     """
-    mirror, scale, right, down, hue, brightness, white, *background = draws.T[:, :, None, None]  # [B, 1, 1] each
-    # Where in the original each pixel comes from: x' = (x - shift) / scale, with x in [-1, 1].
-    side = rgba.shape[-1]
-    centres = (2 * torch.arange(side, device=rgba.device) + 1) / side - 1  # [S]
-    scale = between(SCALES, scale)
-    x = (centres.view(1, 1, side) - between(SHIFT, right)) / scale * torch.where(mirror < 0.5, -1.0, 1.0)
-    y = (centres.view(1, side, 1) - between(SHIFT, down)) / scale
-    grid = torch.stack((x.expand(-1, side, -1), y.expand(-1, -1, side)), dim=-1)  # [B, S, S, 2]
-
+    place, colour, background = draws.split((PLACE_DRAWS, TINT_DRAWS, 4), dim=1)
+    white, *behind = background.T[:, :, None, None]  # [B, 1, 1] each
+    grid = places(place, rgba.shape[-1])
     colours, alpha = rgba.float().div(255).split((3, 1), dim=1)
     moved = F.grid_sample(torch.cat((colours * alpha, alpha), dim=1), grid, align_corners=False)
     colours, alpha = moved.split((3, 1), dim=1)  # premultiplied, or clear pixels would bleed into the edges
-    colours = turn(colours, between(HUE, hue)[:, None]) * between(BRIGHTNESS, brightness)[:, None]
-    behind = torch.where(white[:, None] < WHITE_SHARE, 1.0, torch.stack(background, dim=1))  # [B, 3, 1, 1]
-    over = torch.minimum(colours.clamp(min=0), alpha) + (1 - alpha) * behind
+    ground = torch.where(white[:, None] < WHITE_SHARE, 1.0, torch.stack(behind, dim=1))  # [B, 3, 1, 1]
+    over = torch.minimum(tint(colours, colour).clamp(min=0), alpha) + (1 - alpha) * ground
     return 2 * over - 1
-
-
-def between(limits: tuple[float, float], draws: Tensor) -> Tensor:
-    low, high = limits
-    return low + (high - low) * draws
-
-
-def turn(colours: Tensor, angle: Tensor) -> Tensor:
-    """Colours [B, 3, H, W] turned about the axis of greys: Rodrigues' formula with k = (1, 1, 1) / sqrt(3)."""
-    grey = colours.mean(dim=1, keepdim=True)
-    across = (colours.roll(1, dims=1) - colours.roll(-1, dims=1)) / 3**0.5  # k x colours
-    return angle.cos() * colours + (1 - angle.cos()) * grey + angle.sin() * across
 
 
 @torch.inference_mode()

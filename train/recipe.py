@@ -28,10 +28,11 @@ class Recipe:
     size: int  # pixels a side
     data: Table
     tokenizer: Table
-    autoencoder: Table
-    contrastive: Table
-    denoiser: Table
-    defaults: Table  # generation_config.json of the model: steps, sampler, schedule, guidance
+    # A recipe may leave out stages: CLIP alone ranks pictures and makes none.
+    autoencoder: Table = field(default_factory=dict)
+    contrastive: Table = field(default_factory=dict)
+    denoiser: Table = field(default_factory=dict)
+    defaults: Table = field(default_factory=dict)  # generation_config.json: steps, sampler, schedule, guidance
     judge: Table = field(default_factory=dict)  # of pictures: train.evaluate
 
     @classmethod

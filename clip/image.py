@@ -1,16 +1,23 @@
 """The image tower of CLIP: the same stack over patches (a ViT) => one embedding an image."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from clip.transformer import Activation, Transformer, TransformerConfig
 
+Pool = Literal["class", "average"]
+
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """The defaults are CLIP ViT-B/32; `mean` and `std` are those of its training images' RGB in [0, 1]."""
+    """The defaults are CLIP ViT-B/32; `mean` and `std` are those of its training images' RGB in [0, 1].
+
+    `pool` says what stands for the image: the class token, or the average of the patches (CLIPA), which has no
+    `norm_in` either.
+    """
 
     image_size: int = 224
     patch_size: int = 32
@@ -23,8 +30,13 @@ class ImageConfig:
     norm_eps: float = 1e-5
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    pool: Pool = "class"
+    norm_in: bool = True
+    layer_scale: bool = False
 
     def __post_init__(self) -> None:
+        if self.pool not in get_args(Pool):
+            raise ValueError(f"pool {self.pool!r} is unknown: choose {' or '.join(get_args(Pool))}")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} does not divide into patches: "
@@ -43,7 +55,7 @@ class ImageEncoder(nn.Module):
         self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.position_embedding = nn.Parameter(torch.empty(1 + patches, width))
-        self.norm_in = nn.LayerNorm(width, eps=config.norm_eps)
+        self.norm_in = nn.LayerNorm(width, eps=config.norm_eps) if config.norm_in else nn.Identity()
         self.transformer = Transformer(
             TransformerConfig(
                 width=width,
@@ -53,6 +65,7 @@ class ImageEncoder(nn.Module):
                 activation=config.activation,
                 mask="full",
                 norm_eps=config.norm_eps,
+                layer_scale=config.layer_scale,
             )
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
@@ -74,4 +87,5 @@ class ImageEncoder(nn.Module):
         x = patches.flatten(2).transpose(1, 2)  # [B, L, D]
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.position_embedding
         x = self.transformer(self.norm_in(x))
-        return self.projection(self.norm(x[:, 0]))  # the class token stands for the image
+        pooled = x[:, 0] if self.config.pool == "class" else x[:, 1:].mean(dim=1)
+        return self.projection(self.norm(pooled))

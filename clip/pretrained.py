@@ -9,11 +9,29 @@ from typing import Any
 
 import torch
 
-from clip.folder import State, inverse, load, part, read_json, read_weights, rename, write_folder, write_json
+from clip.folder import (
+    CONFIG,
+    WEIGHTS,
+    State,
+    activation,
+    activation_name,
+    fuse,
+    inverse,
+    load,
+    part,
+    read_json,
+    read_weights,
+    rename,
+    split,
+    write_folder,
+    write_json,
+)
 from clip.image import ImageConfig, ImageEncoder
 from clip.model import CLIP
-from clip.openclip import from_open_clip, open_clip_configs
-from clip.text import TextConfig, TextEncoder
+from clip.openclip import from_open_clip, only_text, open_clip_configs, open_clip_text_config
+from clip.text import Pool, TextConfig, TextEncoder
+
+OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 # Theirs: ours. What begins with a dot is a part within a block, the rest begins a key.
 TRANSFORMERS = {
@@ -39,6 +57,9 @@ TRANSFORMERS = {
 }
 
 
+QKV = (".q_proj.", ".k_proj.", ".v_proj.")
+
+
 def from_transformers(state: State) -> State:
     """Weights of transformers' CLIPModel, or of its text or image part => of `CLIP`, or its part."""
     named = {}
@@ -49,32 +70,25 @@ def from_transformers(state: State) -> State:
         if not key.endswith("position_ids"):  # 0, 1, 2, ...: a buffer that old files keep
             named[key] = weight
 
-    ours = rename(named, TRANSFORMERS)
-    for key in [key for key in ours if ".q_proj." in key]:
-        parts = [ours.pop(key.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-        ours[key.replace(".q_proj.", ".qkv.")] = torch.cat(parts)
-    return ours
+    return fuse(rename(named, TRANSFORMERS), ".qkv.", QKV)
 
 
 def to_transformers(state: State) -> State:
     """The inverse of `from_transformers`. Its names open in every version of transformers."""
-    split = {}
-    for key, weight in state.items():
-        if ".qkv." in key:
-            for part, third in zip("qkv", weight.chunk(3), strict=True):
-                split[key.replace(".qkv.", f".{part}_proj.")] = third
-        else:
-            split[key] = weight
-    return rename(split, inverse(TRANSFORMERS))
+    return rename(split(state, ".qkv.", QKV), inverse(TRANSFORMERS))
 
 
 def text_encoder_from_folder(folder: str | Path) -> TextEncoder:
-    """Open config.json and model.safetensors of a CLIPTextModel, with a projection or without, in float32."""
+    """Open a text tower in float32: a CLIPTextModel, with a projection or without, or that of an open_clip model."""
     folder = Path(folder)
-    state = part("text.", from_transformers(read_weights(folder / "model.safetensors")))
-    # A CLIPTextModel's configuration names a projection_dim too: the weights alone say whether it is there.
-    projection = len(state["projection.weight"]) if "projection.weight" in state else None
-    config = _text_config(read_json(folder / "config.json"), projection)
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        config = open_clip_text_config(read_json(folder / OPEN_CLIP_CONFIG)["model_cfg"])
+        state = part("text.", from_open_clip(only_text(read_weights(folder / OPEN_CLIP_WEIGHTS))))
+    else:
+        state = part("text.", from_transformers(read_weights(folder / WEIGHTS)))
+        # A CLIPTextModel's configuration names a projection_dim too: the weights alone say whether it is there.
+        projection = len(state["projection.weight"]) if "projection.weight" in state else None
+        config = _text_config(read_json(folder / CONFIG), projection)
     with torch.device("meta"):
         encoder = TextEncoder(config)
     return load(encoder, state, folder)
@@ -89,12 +103,12 @@ def save_text_encoder(encoder: TextEncoder, folder: str | Path) -> None:
 def clip_from_folder(folder: str | Path) -> CLIP:
     """Open a CLIP in float32: transformers' CLIPModel, or open_clip's where its open_clip_config.json is."""
     folder = Path(folder)
-    if (folder / "open_clip_config.json").is_file():
-        text, image = open_clip_configs(read_json(folder / "open_clip_config.json"))
-        state = from_open_clip(read_weights(folder / "open_clip_model.safetensors"))
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        text, image = open_clip_configs(read_json(folder / OPEN_CLIP_CONFIG))
+        state = from_open_clip(read_weights(folder / OPEN_CLIP_WEIGHTS))
     else:
         text, image = _transformers_configs(folder)
-        state = from_transformers(read_weights(folder / "model.safetensors"))
+        state = from_transformers(read_weights(folder / WEIGHTS))
     with torch.device("meta"):
         clip = CLIP(TextEncoder(text), ImageEncoder(image))
     return load(clip, state, folder)
@@ -123,6 +137,10 @@ def save_clip(clip: CLIP, folder: str | Path) -> None:
 
 # configurations; what equals the defaults of transformers' classes is left out there
 
+# Those of text towers written before transformers 4.31 all say that the end token is 2, which it never was.
+# There, as in OpenAI's own code, the end token is the highest id.
+LEGACY_EOS = 2
+
 TEXT_FIELDS = {  # transformers': ours
     "vocab_size": "vocab_size",
     "max_position_embeddings": "length",
@@ -148,19 +166,28 @@ IMAGE_FIELDS = {
 
 
 def _known(config: dict[str, Any], fields: dict[str, str]) -> dict[str, Any]:
-    return {ours: config[theirs] for theirs, ours in fields.items() if theirs in config}
+    known = {ours: config[theirs] for theirs, ours in fields.items() if theirs in config}
+    if "activation" in known:
+        known["activation"] = activation(known["activation"])
+    return known
 
 
 def _text_config(config: dict[str, Any], projection: int | None) -> TextConfig:
     default = TextConfig(width=512, heads=8, mlp_width=2048, projection=projection)
-    return replace(default, **_known(config, TEXT_FIELDS))
+    pool: Pool = "argmax" if config.get("eos_token_id") == LEGACY_EOS else "eos"
+    return replace(default, **_known(config, TEXT_FIELDS), pool=pool)
 
 
 def _text_json(config: TextConfig) -> dict[str, Any]:
+    _check_plain(config, ("mask", "class_token", "layer_scale", "projection_bias"))
+    if config.pool not in ("eos", "argmax"):
+        raise ValueError(f"transformers' CLIP has no text tower with pool = {config.pool!r}: save it as open_clip's")
     return {
         "architectures": ["CLIPTextModel" if config.projection is None else "CLIPTextModelWithProjection"],
         "model_type": "clip_text_model",
         **{theirs: getattr(config, ours) for theirs, ours in TEXT_FIELDS.items()},
+        "hidden_act": activation_name(config.activation),
+        "eos_token_id": LEGACY_EOS if config.pool == "argmax" else config.eos_token_id,
         "projection_dim": config.projection or config.width,
         "bos_token_id": None,  # the tokenizer's concern; transformers' default is outside a small vocabulary
         "pad_token_id": None,
@@ -168,12 +195,20 @@ def _text_json(config: TextConfig) -> dict[str, Any]:
 
 
 def _image_json(config: ImageConfig) -> dict[str, Any]:
+    _check_plain(config, ("pool", "norm_in", "layer_scale"))
     fields = {theirs: getattr(config, ours) for theirs, ours in IMAGE_FIELDS.items()}
-    return {"model_type": "clip_vision_model", **fields}
+    return {"model_type": "clip_vision_model", **fields, "hidden_act": activation_name(config.activation)}
+
+
+def _check_plain(config: TextConfig | ImageConfig, names: tuple[str, ...]) -> None:
+    """Raises ValueError where the tower has an option, at other than its default, that transformers' CLIP has not."""
+    for name in names:
+        if (value := getattr(config, name)) != getattr(type(config), name):
+            raise ValueError(f"transformers' CLIP has no tower with {name} = {value!r}: save it as open_clip's")
 
 
 def _transformers_configs(folder: Path) -> tuple[TextConfig, ImageConfig]:
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     projection = config.get("projection_dim", 512)
     # Old folders say the same twice; the `_dict` is the one that counts.
     text = (config.get("text_config") or {}) | (config.get("text_config_dict") or {})

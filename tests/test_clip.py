@@ -3,13 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
 import transformers
 from open_clip.model import CLIP as OpenCLIP
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from clip.image import ImageConfig, ImageEncoder
 from clip.model import CLIP
 from clip.openclip import from_open_clip, to_open_clip
 from clip.pretrained import (
+    LEGACY_EOS,
     clip_from_folder,
     from_transformers,
     save_clip,
@@ -24,7 +25,7 @@ from clip.pretrained import (
     text_encoder_from_folder,
     to_transformers,
 )
-from clip.text import LEGACY_EOS, TextConfig, TextEncoder
+from clip.text import TextConfig, TextEncoder
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -192,14 +193,30 @@ def test_clip_equals_clip_model_both_ways(tmp_path: Path) -> None:
 # open_clip
 
 
-@pytest.mark.parametrize("quick_gelu", [True, False])
+PLAIN: dict[str, Any] = {"context_length": LENGTH, "vocab_size": VOCAB, "width": 32, "heads": 2, "layers": 3}
+PATCHES: dict[str, Any] = {"image_size": 16, "patch_size": 4, "width": 64, "layers": 2}
+CLIPA = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "ls_init_value": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "image"),
+    [
+        ({"quick_gelu": True}, {}, {}),
+        ({"quick_gelu": False}, {}, {}),
+        ({}, {"no_causal_mask": True, "pool_type": "last"}, CLIPA),
+        ({"custom_text": True}, {"proj_bias": True, "ls_init_value": 0.1}, {"norm_kwargs": {"eps": 1e-3}}),
+    ],
+)
 @torch.no_grad()
-def test_clip_equals_open_clip_both_ways(quick_gelu: bool, tmp_path: Path) -> None:
-    text = {"context_length": LENGTH, "vocab_size": VOCAB, "width": 32, "heads": 2, "layers": 3}
-    image = {"image_size": 16, "patch_size": 4, "width": 64, "layers": 2}
-    theirs = shaken(OpenCLIP(24, CLIPVisionCfg(**image), CLIPTextCfg(**text), quick_gelu=quick_gelu))
-    model = {"embed_dim": 24, "text_cfg": text, "vision_cfg": image, "quick_gelu": quick_gelu}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+def test_clip_equals_open_clip_both_ways(
+    model: dict[str, Any], text: dict[str, Any], image: dict[str, Any], tmp_path: Path
+) -> None:
+    text, image = PLAIN | text, PATCHES | image
+    custom = model.get("custom_text", False)
+    kind = CustomTextCLIP if custom else OpenCLIP
+    theirs = shaken(kind(24, CLIPVisionCfg(**image), CLIPTextCfg(**text), quick_gelu=model.get("quick_gelu", False)))
+    asked = {"embed_dim": 24, "text_cfg": text, "vision_cfg": image, **model}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": asked}))
     save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
     ours = clip_from_folder(tmp_path)
 
@@ -207,11 +224,18 @@ def test_clip_equals_open_clip_both_ways(quick_gelu: bool, tmp_path: Path) -> No
     assert_same(ours.text(ids).pooled, theirs.encode_text(ids))
     assert_same(ours.image(images), theirs.encode_image(clip_pixels(images)))
     assert_same(ours.similarity(images, ids), theirs.get_logits(clip_pixels(images), ids)[0])
+    assert_same(text_encoder_from_folder(tmp_path)(ids).pooled, theirs.encode_text(ids))
 
-    back = to_open_clip(ours.state_dict())
+    back = to_open_clip(ours.state_dict(), custom_text=custom)
     assert back.keys() == theirs.state_dict().keys()
     assert all(torch.equal(weight, back[key]) for key, weight in theirs.state_dict().items())
     assert from_open_clip(back).keys() == ours.state_dict().keys()
+
+
+@pytest.mark.parametrize("changes", [{"mask": "full"}, {"pool": "last"}, {"class_token": True}, {"layer_scale": True}])
+def test_what_clip_of_transformers_has_not_is_not_saved_as_one(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} = "):
+        save_text_encoder(TextEncoder(replace(TEXT, **changes)), tmp_path)
 
 
 # Our own
@@ -255,8 +279,8 @@ def test_users_mistakes_are_named(tmp_path: Path) -> None:
         encoder(some_ids(), skip=3)
     with pytest.raises(ValueError, match="heads 3"):
         TextEncoder(replace(TEXT, heads=3))
-    with pytest.raises(ValueError, match="'relu' is unknown"):
-        TextEncoder(replace(TEXT, activation="relu"))
+    with pytest.raises(ValueError, match="'tanh' is unknown"):
+        TextEncoder(replace(TEXT, activation="tanh"))
     with pytest.raises(ValueError, match="multiple of 5"):
         replace(IMAGE, patch_size=5)
     with pytest.raises(ValueError, match=r"\[B, 3, 16, 16\] expected"):

@@ -1,19 +1,16 @@
-"""What a PNG says about how it was made, and reading it back.
+"""What a picture says about how it was made, and reading it back.
 
-Two text chunks: `parameters`, in the form of AUTOMATIC1111's web UI, which galleries read; and `oboro`, JSON
+Two texts in its file: `parameters`, in the form of AUTOMATIC1111's web UI, which galleries read; and `oboro`, JSON
 with all that it takes to make the picture again. No dates are in them: the same picture is the same file.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Protocol
 
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from diffusion.parameters import read_parameters, write_parameters
 from diffusion.request import Request, Resolved, from_json, to_json
@@ -35,7 +32,7 @@ class Named(Protocol):
 def describe(
     request: Resolved, model: Named, device: torch.device, dtype: torch.dtype, libraries: Iterable[str] = ()
 ) -> dict[str, str]:
-    """The text chunks of a picture, by name. `libraries` are those that had a part in it, besides torch."""
+    """The texts of a picture, by name. `libraries` are those that had a part in it, besides torch."""
     said = {
         "request": to_json(request),
         "model": {"name": model.name, "weights": model.hashes},
@@ -51,26 +48,7 @@ def describe(
         "RNG": "CPU",
         "Version": f"oboro {VERSION}",
     }
-    return {"parameters": write_parameters(request, fields), "oboro": json.dumps(said)}
-
-
-def encode_png(image: Image.Image, texts: dict[str, str]) -> bytes:
-    """The picture as a PNG file with these text chunks; texts beyond Latin-1 are stored as UTF-8."""
-    info, file = PngInfo(), io.BytesIO()
-    for name, text in texts.items():
-        info.add_text(name, text)
-    image.save(file, "PNG", pnginfo=info)
-    return file.getvalue()
-
-
-def read_png(data: bytes) -> dict[str, str]:
-    """The text chunks of a PNG file, by name. Raises ValueError for a file that is none."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()  # text chunks may come after the pixels
-            return {str(name): str(text) for name, text in image.info.items() if isinstance(text, str)}
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"This is not a PNG that can be read: {error}.") from None
+    return {"parameters": write_parameters(request, fields), "oboro": json.dumps(said, ensure_ascii=False)}
 
 
 def request_of(texts: dict[str, str], files: Iterable[bytes] = ()) -> Request:

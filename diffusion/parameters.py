@@ -10,6 +10,7 @@ The form has no escapes, and its readers differ. What a text must avoid to be re
   or `Template:` (some take the first such line for the fields, or throw it away). Those are written in lower
   case. It is the same prompt to every CLIP, whose tokenizer lower-cases everything.
 - an empty prompt left out: the line break before the next part stays, for some look for `\\nSteps:`.
+- a brace at the very beginning, which some take for JSON's: a line break stands before it.
 - a comma or a colon in a value: most split at them, quotes or not. In JSON's quotes both are escapes.
 """
 
@@ -115,7 +116,8 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _unmarked(text: str) -> str:
-    return MARKS.sub(lambda match: match[0].lower(), text)
+    text = MARKS.sub(lambda match: match[0].lower(), text)
+    return f"\n{text}" if text.startswith("{") else text
 
 
 def _quoted(value: str) -> str:

@@ -12,10 +12,11 @@ from diffusion.checkpoint import Model
 from diffusion.conditioning import Conditioning, encode
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import guide
-from diffusion.metadata import describe, encode_png
+from diffusion.metadata import describe
 from diffusion.request import Request, Resolved, resolve
 from diffusion.samplers import SAMPLERS, Denoise
 from diffusion.seeds import Draw, seeded, varied
+from diffusion.texts import encode_picture
 from diffusion.threads import threads
 
 
@@ -23,10 +24,14 @@ from diffusion.threads import threads
 class Picture:
     image: Image.Image
     request: Resolved  # makes the same bytes again
-    texts: dict[str, str]  # what the PNG says about itself, by chunk
+    texts: dict[str, str]  # what its file says about itself, by name
+
+    def file(self, format: str) -> bytes:
+        """As a file of a format in texts.FORMATS."""
+        return encode_picture(self.image, self.texts, format)
 
     def png(self) -> bytes:
-        return encode_png(self.image, self.texts)
+        return self.file("PNG")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""python -m diffusion.sample: prompts => PNG files."""
+"""python -m diffusion.sample: prompts => pictures in files."""
 
 import argparse
 import hashlib
@@ -16,17 +16,18 @@ from tqdm import tqdm
 
 from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.durable import write_atomically
-from diffusion.metadata import digest, encode_png
+from diffusion.metadata import digest
 from diffusion.noise import SCHEDULES
 from diffusion.open import AnyPipeline, open_pipeline
 from diffusion.request import Request, Resolved, to_json
 from diffusion.samplers import SAMPLERS
+from diffusion.texts import FORMATS, encode_picture
 
 DTYPES = ("float32", "float16", "bfloat16")
 COMMAND = "python -m diffusion.sample"
 EXAMPLES = """examples:
   python -m diffusion.sample "a red apple"                      # into outputs/
-  python -m diffusion.sample "a red apple" --out apple.png
+  python -m diffusion.sample "a red apple" --out apple.png      # or apple.jpg, apple.webp
   python -m diffusion.sample "a red apple" "a blue star" --count 4 --grid
   python -m diffusion.sample "a cat" --seed 7 --steps 50 --sampler heun --guidance 5
   python -m diffusion.sample "a cat" --seed 7 --variation-strength 0.2 --count 4
@@ -39,7 +40,7 @@ exit codes: 0 done; 2 a mistake in what was asked, said in one sentence; 130 sto
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
-        description="Prompts => PNG files. Each says how it was made; the same request makes the same bytes.",
+        description="Prompts => pictures. Each file says how it was made; the same request makes the same bytes.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -67,7 +68,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="float32", help="what the U-Net runs in (default: %(default)s)")
 
     add = parser.add_argument_group("what is written").add_argument
-    add("--out", type=Path, default=Path("outputs"), help="a folder, or a .png (default: %(default)s)")
+    add("--out", type=Path, default=Path("outputs"), help="a folder, or a file (default: %(default)s)")
+    add("--format", choices=sorted(set(FORMATS.values())), type=str.upper, help="of files in a folder (default: PNG)")
     add("--grid", action="store_true", help="write all pictures on one sheet, too")
     add("--json", action="store_true", help="print a line of JSON a picture, not its path alone")
     add("--dry-run", action="store_true", help="check everything, print what would be made, and stop")
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     device = find_device(args.device)
     pipeline = open_pipeline(args.model, device, getattr(torch, args.dtype))
     requests = requests_of(args, pipeline)
-    paths = paths_of(args.out, requests, pipeline)
+    paths = paths_of(args.out, args.format, requests, pipeline)
     if args.dry_run:
         for path, request in zip(paths, requests, strict=True):
             report(path, request, args.json)
@@ -107,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         pictures = pipeline.generate(requests, lambda _: bar.update())
         try:
             for path, picture in zip(paths, pictures, strict=True):
-                write_atomically(path, picture.png())
+                write_atomically(path, picture.file(FORMATS[path.suffix.lower()]))
                 images.append(picture.image)
                 report(path, picture.request, args.json)
         except KeyboardInterrupt:
@@ -118,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         names = hashlib.sha256("".join(path.name for path in paths).encode()).hexdigest()
         path = folder / f"grid-{names[:12]}.png"
         rows_of_prompts = len(args.prompts) > 1 and args.count > 1
-        write_atomically(path, encode_png(grid(images, args.count if rows_of_prompts else 0), {}))
+        write_atomically(path, encode_picture(grid(images, args.count if rows_of_prompts else 0), {}))
         print(json.dumps({"grid": str(path)}) if args.json else path)
     return 0
 
@@ -140,9 +142,14 @@ def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolve
     return requests
 
 
-def paths_of(out: Path, requests: Sequence[Resolved], pipeline: AnyPipeline) -> list[Path]:
-    if out.suffix.lower() != ".png" or out.is_dir():
-        return [out / f"{digest(request, pipeline.model)}.png" for request in requests]
+def paths_of(out: Path, format: str | None, requests: Sequence[Resolved], pipeline: AnyPipeline) -> list[Path]:
+    """Where the pictures go: into the file that `out` names by its suffix, or into the folder that it is."""
+    named = FORMATS.get(out.suffix.lower())
+    if named is None or out.is_dir():
+        suffix = next(suffix for suffix, known in FORMATS.items() if known == (format or "PNG"))
+        return [out / f"{digest(request, pipeline.model)}{suffix}" for request in requests]
+    if format not in (None, named):
+        raise ValueError(f"--out {out} is a {named} file and --format is {format}; leave one out.")
     if len(requests) > 1:
         raise ValueError(f"--out {out} names one picture and {len(requests)} are asked for; give a folder.")
     return [out]

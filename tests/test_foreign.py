@@ -13,11 +13,12 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffusion.foreign import ForeignPipeline
-from diffusion.metadata import read_png, request_of
+from diffusion.metadata import request_of
 from diffusion.open import open_pipeline
 from diffusion.pipeline import Progress
 from diffusion.request import Request, to_json
 from diffusion.sample import main
+from diffusion.texts import read_texts
 
 KINDS = ("sd3", "pixart", "flux")
 NEGATIVE = {"sd3": "a blue star", "pixart": "a blue star", "flux": ""}
@@ -84,7 +85,7 @@ def test_steps_are_reported_and_shown(pipelines: dict[str, ForeignPipeline], kin
 
 def test_picture_says_how_it_was_made(folders: dict[str, Path], pipelines: dict[str, ForeignPipeline]) -> None:
     (picture,) = pipelines["sd3"].generate([Request("a red apple", "a star", seed=-1, steps=2)])
-    texts = read_png(picture.png())
+    texts = read_texts(picture.png())
     assert to_json(request_of(texts)) == to_json(picture.request)
     assert "Sampler: FlowMatchEulerDiscreteScheduler" in texts["parameters"]
     said = json.loads(texts["oboro"])

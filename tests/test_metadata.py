@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from diffusion.checkpoint import Model, load_model
-from diffusion.metadata import VERSION, describe, digest, encode_png, read_png, request_of
+from diffusion.metadata import VERSION, describe, digest, request_of
 from diffusion.request import Request, resolve
 
 
@@ -71,14 +70,3 @@ def test_request_from_the_form_alone(model: Model) -> None:
 def test_broken_chunks(texts: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         request_of(texts)
-
-
-@pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", encode_png(Image.new("RGB", (9, 9)), {})[:45]])
-def test_files_that_are_no_png(data: bytes) -> None:
-    with pytest.raises(ValueError, match="not a PNG that can be read"):
-        read_png(data)
-
-
-def test_same_picture_same_file() -> None:
-    image = Image.new("RGB", (4, 4), "red")
-    assert encode_png(image, {"oboro": "霞"}) == encode_png(image.copy(), {"oboro": "霞"})

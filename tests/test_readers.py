@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from test_parameters import PLAIN
 
-from diffusion.metadata import encode_png
 from diffusion.parameters import split_parameters, write_parameters
+from diffusion.texts import encode_picture, read_texts
 
 # Prompt, negative prompt and the fields of the line that are looked at, by their names there.
 Read = tuple[str, str, dict[str, str]]
@@ -38,6 +38,7 @@ PROMPTS = {
     "Japanese": "霞む山と赤い月、桜",
     "Japanese colon": "否定：犬\nSteps：3",
     "beyond the basic plane": "café ☃ \U0001f34e \U00020bb7野家",
+    "bytes of surrogates": "Straße, ホテル",
     "braces": "{cat|dog}, a {hat}",
     "JSON": '{"prompt": "a dog", "steps": 3}',
     "tags": "<lora:x:0.5> (cat:1.3) [a:b:0.5] a AND b BREAK c",
@@ -49,10 +50,14 @@ PROMPTS = {
 NAMES = ["name", "a, b", "x, Seed: 7, Steps: 3", "a: b", 'say "x"', "v1 [abc]", "月", 'Hashes: {"a": "b"}']
 
 
-def automatic1111(png: bytes) -> Read:
+def automatic1111(file: bytes) -> Read:
     """How the web UI itself reads: by lines, a mark at a line's beginning, fields in the last line."""
-    with Image.open(io.BytesIO(png)) as image:
-        *lines, last = image.info["parameters"].strip().split("\n")
+    with Image.open(io.BytesIO(file)) as image:
+        text = image.info.get("parameters")
+        if text is None:
+            piexif = pytest.importorskip("piexif.helper")
+            text = piexif.UserComment.load(image.getexif().get_ifd(0x8769)[0x9286])
+    *lines, last = text.strip().split("\n")
     fields = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)
     assert len(fields) >= 3
     prompt: list[str] = []
@@ -65,13 +70,17 @@ def automatic1111(png: bytes) -> Read:
     return "\n".join(prompt), "\n".join(negative), dict(fields)
 
 
-def ours(png: bytes) -> Read:
-    with Image.open(io.BytesIO(png)) as image:
-        return split_parameters(image.info["parameters"])
+def ours(file: bytes) -> Read:
+    return split_parameters(read_texts(file)["parameters"])
 
 
-def sd_parsers(png: bytes) -> Read:
-    found = pytest.importorskip("sd_parsers").ParserManager().parse(io.BytesIO(png))
+ALIVE: list[Image.Image] = []  # this reader knows pictures by their address, which must not be that of an earlier one
+
+
+def sd_parsers(file: bytes) -> Read:
+    manager = pytest.importorskip("sd_parsers").ParserManager()
+    ALIVE.append(Image.open(io.BytesIO(file)))
+    found = manager.parse(ALIVE[-1])
     (sampler,) = found.samplers
     fields = {"Sampler": sampler.name, "Model": sampler.model.name, "Size": found.metadata["Size"]}
     for field, name in (("Steps", "steps"), ("Seed", "seed"), ("CFG scale", "cfg_scale")):
@@ -79,10 +88,10 @@ def sd_parsers(png: bytes) -> Read:
     return found.full_prompt, found.full_negative_prompt, fields
 
 
-def sd_prompt_reader(png: bytes) -> Read:
-    reason = "pip install --no-deps sd-prompt-reader piexif (it asks for a Pillow of long ago)"
+def sd_prompt_reader(file: bytes) -> Read:
+    reason = "pip install --no-deps sd-prompt-reader (it asks for a Pillow of long ago)"
     module = pytest.importorskip("sd_prompt_reader.image_data_reader", reason=reason)
-    found = module.ImageDataReader(io.BytesIO(png))
+    found = module.ImageDataReader(io.BytesIO(file))
     assert found.tool == "A1111 webUI"
     names = {"Model": "model", "Sampler": "sampler", "Seed": "seed", "CFG scale": "cfg", "Steps": "steps"}
     return found.positive, found.negative, {field: found.parameter[name] for field, name in names.items()}
@@ -96,10 +105,11 @@ def words(text: str) -> list[str]:
     return text.lower().split()
 
 
-def png_of(prompt: str, negative: str, model: str = "name") -> bytes:
+def file_of(prompt: str, negative: str, model: str = "name", format: str = "PNG") -> bytes:
     fields = {"Model hash": "0123456789", "Model": model, "Version": "oboro 0.1"}
     text = write_parameters(replace(PLAIN, prompt=prompt, negative=negative), fields)
-    return encode_png(Image.new("RGB", (8, 8)), {"parameters": text, "oboro": json.dumps({"prompt": prompt})})
+    texts = {"parameters": text, "oboro": json.dumps({"prompt": prompt})}
+    return encode_picture(Image.new("RGB", (8, 8)), texts, format)
 
 
 def check(found: Read, prompt: str, negative: str) -> None:
@@ -109,24 +119,28 @@ def check(found: Read, prompt: str, negative: str) -> None:
     assert {name: fields[name] for name in FIELDS} == FIELDS
 
 
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", PROMPTS)
-def test_prompts(reader: Callable[[bytes], Read], name: str) -> None:
+def test_prompts(reader: Callable[[bytes], Read], name: str, format: str) -> None:
+    if (reader, format, name) in [(sd_prompt_reader, other, "bytes of surrogates") for other in ("JPEG", "WEBP")]:
+        pytest.skip("it tries the text in the wrong order of bytes first, and gives up where that is not valid")
     for other in (PROMPTS[name] for name in ("empty", "plain", "whole form", "lines")):
         for prompt, negative in ((PROMPTS[name], other), (other, PROMPTS[name])):
-            check(reader(png_of(prompt, negative)), prompt, negative)
+            check(reader(file_of(prompt, negative, format=format)), prompt, negative)
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_models(reader: Callable[[bytes], Read], name: str) -> None:
-    found = reader(png_of("a cat", "a dog", name))
+    found = reader(file_of("a cat", "a dog", name))
     check(found, "a cat", "a dog")
     read = found[2]["Model"]
     assert name in (read, json.loads(read) if read.startswith('"') else read)  # some leave the quotes
 
 
-def test_prompts_and_names_in_node(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_prompts_and_names_in_node(tmp_path: Path, format: str) -> None:
     files = {}
     for prompt in PROMPTS.values():
         for negative in (PROMPTS["empty"], PROMPTS["whole form"]):
@@ -134,7 +148,7 @@ def test_prompts_and_names_in_node(tmp_path: Path) -> None:
     for name in NAMES:
         files[tmp_path / f"{len(files)}.png"] = "a cat", "a dog", name
     for path, texts in files.items():
-        path.write_bytes(png_of(*texts))
+        path.write_bytes(file_of(*texts, format))
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")

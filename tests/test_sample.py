@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.metadata import read_png, request_of
+from diffusion.metadata import request_of
 from diffusion.pipeline import Pipeline, Progress
 from diffusion.sample import main
+from diffusion.texts import read_texts
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torchvision", "transformers", "open_clip", "diffusers", "accelerate", "gradio", "torch._dynamo", "sympy"}
@@ -27,7 +28,7 @@ def test_pictures_of_every_prompt_and_seed(tiny_model: Path, tmp_path: Path, cap
     assert sample(tiny_model, out, "a blue star", "--seed", "5", "--count", "2", "--size", "16x32") == 0
     paths = [Path(line) for line in capfd.readouterr().out.splitlines()]
     assert sorted(paths) == sorted(out.iterdir())
-    requests = [request_of(read_png(path.read_bytes())) for path in paths]
+    requests = [request_of(read_texts(path.read_bytes())) for path in paths]
     expected = [("a red apple", 5), ("a red apple", 6), ("a blue star", 5), ("a blue star", 6)]
     assert [(request.prompt, request.seed) for request in requests] == expected
     assert {Image.open(path).size for path in paths} == {(16, 32)}
@@ -46,11 +47,22 @@ def test_same_command_same_files(tiny_model: Path, tmp_path: Path) -> None:
 def test_settings_reach_the_picture(tiny_model: Path, tmp_path: Path) -> None:
     options = ["--negative", "a star", "--steps", "3", "--sampler", "heun", "--schedule", "karras", "--guidance", "2"]
     assert sample(tiny_model, tmp_path / "apple.png", *options, "--dtype", "bfloat16") == 0
-    texts = read_png((tmp_path / "apple.png").read_bytes())
+    texts = read_texts((tmp_path / "apple.png").read_bytes())
     request = request_of(texts)
     assert (request.negative, request.steps, request.sampler) == ("a star", 3, "heun")
     assert (request.schedule, request.guidance, request.width) == ("karras", 2.0, 16)
     assert json.loads(texts["oboro"])["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("suffix", "format"), [("jpg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_formats(tiny_model: Path, tmp_path: Path, suffix: str, format: str) -> None:
+    assert sample(tiny_model, tmp_path / f"apple.{suffix}") == 0
+    assert sample(tiny_model, tmp_path / "folder", "--format", format.lower()) == 0
+    (path,) = (tmp_path / "folder").iterdir()
+    assert path.suffix == f".{suffix}"
+    assert path.read_bytes() == (tmp_path / f"apple.{suffix}").read_bytes()
+    assert Image.open(path).format == format
+    assert request_of(read_texts(path.read_bytes())).prompt == "a red apple"
 
 
 def test_random_seeds_follow_one_another(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -66,7 +78,7 @@ def test_variations_are_of_one_picture(tiny_model: Path, tmp_path: Path, capfd: 
     assert sample(tiny_model, tmp_path, *options) == 0
     said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [(request["seed"], request["variation_seed"]) for request in said] == [(0, 7), (0, 8)]
-    texts = read_png(Path(said[1]["path"]).read_bytes())
+    texts = read_texts(Path(said[1]["path"]).read_bytes())
     assert "Variation seed: 8, Variation seed strength: 0.1" in texts["parameters"]
     assert request_of(texts).variation_seed == 8
 
@@ -120,6 +132,7 @@ def mistake(capfd: pytest.CaptureFixture, status: int) -> str:
         (["--count", "0"], "--count is 0"),
         (["apple " * 50], "tokens long and this model reads 14"),
         (["--negative", "apple " * 50], "The negative prompt is"),
+        (["--out", "a.jpg", "--format", "png"], "a.jpg is a JPEG file and --format is PNG"),
         (["--device", "gpu"], "There is no device 'gpu'"),
         (["--device", "cpu:1"], "cpu:1"),
         (["--device", "meta"], "meta"),
@@ -187,7 +200,7 @@ def test_interrupted(
     (path,) = tmp_path.iterdir()
     assert out == f"{path}\n"
     assert "Stopped; 1 of 3 pictures are in" in err
-    assert request_of(read_png(path.read_bytes())).seed == 0
+    assert request_of(read_texts(path.read_bytes())).seed == 0
 
 
 def test_help_has_examples(capfd: pytest.CaptureFixture) -> None:

@@ -2,26 +2,20 @@
 
 import csv
 import json
-import struct
 import sys
-import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"}  # eight bits a channel at most
-PIXEL_LIMIT = 64_000_000  # more than most cameras'; a file of a few kilobytes can claim a gigapixel
+from clip.pictures import FORMATS, BadPicture, over_white, square
+from clip.pictures import read_picture as read_file
+
 TOLERANCE = 0.1  # a folder with a larger share of bad samples is not what its owner takes it for
-BOMB = Image.DecompressionBombError
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, BOMB, Warning)
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ def load_folder(path: Path, size: int) -> Folder:
                 raise captions
             pictures.append(read_picture(path, name, size))
             texts.append(captions)
-        except BadSample as reason:
+        except (BadSample, BadPicture) as reason:
             bad.append(f"{name}: {reason}")
             print(f"set aside {bad[-1]}", file=sys.stderr)
     total = len(bad) + len(texts)
@@ -114,25 +108,8 @@ def clean(texts: list[Any]) -> tuple[str, ...]:
 
 
 def read_picture(folder: Path, name: str, size: int) -> Tensor:
-    """The image as uint8 [3, size, size], upright, over white where it is transparent. Raises BadSample."""
+    """The image as uint8 [3, size, size], upright, over white where it is transparent. Raises BadPicture."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise BadSample("it lies outside the folder")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow only warns of bombs and of broken metadata
-            with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
-                if image.width * image.height > PIXEL_LIMIT:
-                    raise BadSample(f"it claims {image.width}x{image.height} pixels, more than {PIXEL_LIMIT}")
-                if image.mode not in MODES:
-                    raise BadSample(f"it has mode {image.mode}: save it with eight bits a channel")
-                upright = ImageOps.exif_transpose(image).convert("RGBA")
-    except FileNotFoundError:
-        raise BadSample("there is no such file") from None
-    except DAMAGE as error:
-        raise BadSample(f"it is no readable PNG, JPEG or WebP image ({error})") from None
-    white = Image.new("RGBA", upright.size, "white")
-    opaque = Image.alpha_composite(white, upright).convert("RGB")
-    square = ImageOps.fit(opaque, (size, size), Image.Resampling.LANCZOS)
-    pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
-    return pixels.view(size, size, 3).permute(2, 0, 1)
+        raise BadPicture("it lies outside the folder")
+    return square(over_white(read_file(path)), size)

@@ -134,5 +134,9 @@ def ranks(judge: Judge, images: Tensor, labels: Tensor) -> Tensor:
     """
     device = next(judge.parameters()).device
     scores = torch.cat([judge(batch.to(device)).float().cpu() for batch in images.split(128)])  # [N, things]
-    right = scores.gather(1, labels[:, None])
-    return (scores >= right).sum(dim=1) - 1
+    return ahead(scores, labels)
+
+
+def ahead(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many of each row's scores [N, M] are no lower than that of the right label [N].  # [N]"""
+    return (scores >= scores.gather(1, labels[:, None])).sum(dim=1) - 1

@@ -1,0 +1,105 @@
+"""CLIP at work: pictures and texts as unit vectors, and what follows from their cosines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from clip.folder import read_json
+from clip.pictures import square
+from clip.pretrained import clip_from_folder
+from clip.tokenizer import Tokenizer
+
+SHIPPED = Path(__file__).parent / "models"
+DEFAULT_CLIP = "emoji-clip"
+LANGUAGES = ("en", "ja")
+BATCH = 64
+CONCEPTS = "concepts.json"
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """What a CLIP was taught to tell apart, in each language, and the sentences that it heard it in.
+
+    A list says the same in both languages, entry by entry; `{}` in a template stands for the name of a thing.
+    """
+
+    things: Mapping[str, Sequence[str]]
+    styles: Mapping[str, Sequence[str]]
+    backgrounds: Mapping[str, Sequence[str]]
+    templates: Mapping[str, Sequence[str]]
+
+
+# For a CLIP that says nothing itself; of photographs, as most are.
+PLAIN = Concepts({}, {}, {}, {"en": ("{}", "a picture of {}", "a photo of {}"), "ja": ("{}", "{}の写真", "{}の絵")})
+
+
+class Ranker:
+    """A CLIP with its tokenizer. All that it is asked is answered from unit vectors, float32 [N, P]."""
+
+    def __init__(self, folder: str | Path = DEFAULT_CLIP, device: torch.device | str = "cpu") -> None:
+        """Opens a folder, of transformers' or open_clip's form, or a shipped CLIP by its name."""
+        self.folder = find_clip(folder)
+        self.device = torch.device(device)
+        self.clip = clip_from_folder(self.folder).eval().to(self.device)
+        self.tokenizer = Tokenizer.from_folder(self.folder)
+        self.concepts = PLAIN
+        if (self.folder / CONCEPTS).is_file():
+            self.concepts = Concepts(**read_json(self.folder / CONCEPTS))
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """texts => [N, P]"""
+        ids = self.tokenizer(texts).to(self.device)
+        # Nothing past the last end token is read: the tower is causal and pools there.
+        ids = ids[:, : int((ids == self.tokenizer.end).int().argmax(dim=1).max()) + 1]
+        return torch.cat([self.clip.encode_text(batch).cpu() for batch in ids.split(BATCH)])
+
+    @torch.inference_mode()
+    def pictures(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures, of which the square about the centre is seen => [N, P]"""
+        size = self.clip.image.config.image_size
+        pixels = torch.stack([square(image, size, Image.Resampling.BICUBIC) for image in images])  # [N, 3, S, S]
+        batches = (batch.to(self.device).float() / 127.5 - 1 for batch in pixels.split(BATCH))
+        return torch.cat([self.clip.encode_image(batch).cpu() for batch in batches])
+
+    def names(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Each name as the mean of the sentences that it fills (Radford et al. 2021, section 3.1.4) => [N, P]"""
+        given = [templates or self.concepts.templates["en" if name.isascii() else "ja"] for name in names]
+        sentences = [template.format(name) for name, own in zip(names, given, strict=True) for template in own]
+        vectors = self.texts(sentences).split([len(own) for own in given])
+        return F.normalize(torch.stack([own.mean(dim=0) for own in vectors]), dim=-1)
+
+    def chances(self, pictures: Tensor, names: Tensor) -> Tensor:
+        """Pictures [N, P] among names [M, P] => how likely each name is, if one is right, [N, M]"""
+        return (self.clip.logit_scale.exp().item() * pictures @ names.T).softmax(dim=1)
+
+    def caption(self, image: Image.Image, language: str = "en") -> str:
+        """What the picture shows, in which style, on which background: of each, what ranks highest.
+
+        Raises ValueError where the CLIP's folder says nothing of what it can tell apart.
+        """
+        if not self.concepts.things:
+            raise ValueError(f"{self.folder} has no {CONCEPTS}, the words to make a caption of; use --labels instead.")
+        picture = self.pictures([image])[0]
+        parts = [self.concepts.things, self.concepts.styles, self.concepts.backgrounds]
+        thing, style, background = (
+            words[language][int((self.names(words[language]) @ picture).argmax())] for words in parts
+        )
+        if language == "ja":
+            return f"{background}背景の{thing}、{style}"
+        return f"{thing}, {style}, {background} background"
+
+
+def find_clip(clip: str | Path) -> Path:
+    """The folder of a CLIP that is named by its path, or by its name where it is shipped."""
+    if Path(clip).is_dir():
+        return Path(clip).resolve()
+    if (SHIPPED / clip).is_dir():
+        return SHIPPED / clip
+    names = ", ".join(sorted(folder.name for folder in SHIPPED.glob("*/")))
+    raise ValueError(f"There is no CLIP {str(clip)!r}; give its folder's path, or the name of a shipped one: {names}.")

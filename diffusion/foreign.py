@@ -10,6 +10,7 @@ it is run or fetched.
 import inspect
 import math
 import secrets
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -227,9 +228,11 @@ def _load(model: ForeignModel, dtype: torch.dtype) -> Any:
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     try:
-        pipeline = classes[kind].from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # `torch_dtype` is the name that all versions know
+            pipeline = classes[kind].from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            )
     except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} cannot be opened by diffusers: {' '.join(str(error).split())}") from error
     pipeline.set_progress_bar_config(disable=True)

@@ -30,9 +30,17 @@ class Named(Protocol):
 
 
 def describe(
-    request: Resolved, model: Named, device: torch.device, dtype: torch.dtype, libraries: Iterable[str] = ()
+    request: Resolved,
+    model: Named,
+    device: torch.device,
+    dtype: torch.dtype,
+    libraries: Iterable[str] = (),
+    more: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The texts of a picture, by name. `libraries` are those that had a part in it, besides torch."""
+    """The texts of a picture, by name.
+
+    `libraries` are those that had a part in it, besides torch; `more` are further fields of `parameters`.
+    """
     said = {
         "request": to_json(request),
         "model": {"name": model.name, "weights": model.hashes},
@@ -46,6 +54,7 @@ def describe(
         "Model hash": model.hashes[network][:10],
         "Model": model.name,
         "RNG": "CPU",
+        **(more or {}),
         "Version": f"oboro {VERSION}",
     }
     return {"parameters": write_parameters(request, fields), "oboro": json.dumps(said, ensure_ascii=False)}

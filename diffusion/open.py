@@ -41,13 +41,16 @@ class AnyPipeline(Protocol):
 
 
 def open_pipeline(
-    model: str | Path = DEFAULT_MODEL, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    model: str | Path = DEFAULT_MODEL,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    loras: Path | None = None,
 ) -> AnyPipeline:
-    """Opens the model that is named by its path, or by its name where it is shipped.
+    """Opens the model that is named by its path, or by its name where it is shipped; `loras` is a folder of LoRAs.
 
     Raises ValueError, in one sentence, for a model that is not whole, not sound, or of an unknown kind.
     """
     path = find_model(model)
     if kind := foreign_kind(path):
         return ForeignPipeline(ForeignModel(path, kind), device, dtype)
-    return Pipeline(load_model(path), device, dtype)
+    return Pipeline(load_model(path), device, dtype, loras)

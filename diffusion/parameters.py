@@ -56,7 +56,7 @@ def write_parameters(request: Resolved, more: Mapping[str, str]) -> str:
     """The request in the form; `more` are fields for the end of its line, by key."""
     said = {key.name: key.write(getattr(request, key.field)) for key in KEYS if getattr(request, key.field) is not None}
     said |= {"Size": f"{request.width}x{request.height}", **more}
-    parts = [_unmarked(request.prompt)]
+    parts = [_unmarked(request.prompt + "".join(lora.tag for lora in request.loras))]
     if request.negative:
         parts.append(f"{NEGATIVE} {_unmarked(request.negative)}")
     return "\n".join([*parts, ", ".join(f"{key}: {_quoted(value)}" for key, value in said.items())])

@@ -1,13 +1,15 @@
 """The whole story on one page: Request => Picture."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion.adapters import Adapters, Lora
 from diffusion.checkpoint import Model
 from diffusion.conditioning import Conditioning, encode
 from diffusion.denoiser import Denoiser
@@ -53,7 +55,11 @@ class Pipeline:
     """A model on a device. It takes the model's networks over: they are moved there."""
 
     def __init__(
-        self, model: Model, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        model: Model,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        loras: Path | None = None,  # the folder that requests take theirs from
     ) -> None:
         self.model = model
         self.device = torch.device(device)
@@ -62,10 +68,13 @@ class Pipeline:
         self.autoencoder = model.autoencoder.to(self.device)
         unet = model.unet.to(self.device, dtype)
         self.denoiser = Denoiser(unet, model.noise, model.noise.config.prediction_type, dtype)
+        self.adapters = Adapters(model, loras)
+        self._adapted: tuple[tuple[Lora, ...], Pipeline] | None = None
 
     def resolve(self, request: Request) -> Resolved:
         """Fills a request up with the model's defaults. Raises ValueError for what the model cannot do."""
-        return resolve(request, self.model)
+        resolved = resolve(request, self.model)
+        return replace(resolved, loras=self.adapters.pin(resolved.loras))
 
     def generate(self, requests: Iterable[Request], progress: Report | None = None) -> Iterator[Picture]:
         """Makes one picture a request, in their order. A mistake in any is a ValueError before the first.
@@ -79,7 +88,17 @@ class Pipeline:
     def _picture(self, request: Resolved, index: int, progress: Report | None) -> Picture:
         _, _, height, width = self.shape(request)
         with torch.inference_mode(), threads(height * width * self.model.unet.config.block_out_channels[0]):
-            return self._generate(request, index, progress)
+            return self.adapted(request.loras)._generate(request, index, progress)
+
+    def adapted(self, loras: tuple[Lora, ...]) -> "Pipeline":
+        """The pipeline of the model with LoRAs beside its layers. The last one is kept."""
+        if not loras:
+            return self
+        if self._adapted is None or self._adapted[0] != loras:
+            adapted = Pipeline(self.adapters.adapt(loras), self.device, self.dtype)
+            adapted.adapters = self.adapters
+            self._adapted = loras, adapted
+        return self._adapted[1]
 
     def _generate(self, request: Resolved, index: int, progress: Report | None) -> Picture:
         text = self.encode(request.prompt).sized(request.height, request.width)
@@ -129,7 +148,8 @@ class Pipeline:
         return Image.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist()))
 
     def describe(self, request: Resolved) -> dict[str, str]:
-        return describe(request, self.model, self.device, self.dtype)
+        more = self.adapters.describe(request.loras)
+        return describe(request, self.model, self.device, self.dtype, more=more)
 
     def evaluations(self, request: Resolved) -> int:
         """How often the network will be evaluated: counted on a sampling of a single number."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from typing import Any
 
+from diffusion.adapters import Lora, loras_from_json, split_loras
 from diffusion.checkpoint import Model
 from diffusion.noise import SCHEDULES
 from diffusion.samplers import SAMPLERS
@@ -59,6 +60,8 @@ class Request:
     # a variation of it
     variation_seed: int | None = None  # of a second noise, as `seed`
     variation_strength: float | None = None  # how far from the first noise to the second: 0 to 1
+    # what is added to the model's layers
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,8 @@ def resolve(request: Request, model: Model) -> Resolved:
     resolved = Resolved(**values)
 
     check_texts(resolved)
+    prompt, tagged = split_loras(resolved.prompt)
+    resolved = replace(resolved, prompt=prompt, loras=(*resolved.loras, *tagged))
     _check_length("prompt", resolved.prompt, model)
     _check_length("negative prompt", resolved.negative, model)
     _check_name("sampler", resolved.sampler, SAMPLERS)
@@ -159,6 +164,8 @@ def from_json(said: Any, files: Iterable[bytes] = ()) -> Request:
                 raise ValueError(f"The request's {name} is the file {value!r}, which is not here; give it, too.")
             value = named[value]
         values[name] = tuple(value) if isinstance(value, list) else value
+    if "loras" in values:
+        values["loras"] = loras_from_json(values["loras"])
     if "prompt" not in values:
         raise ValueError("A request has no prompt; say what the picture shows.")
     return Request(**values)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from diffusion.adapters import Lora
 from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.durable import write_atomically
 from diffusion.metadata import digest
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   python -m diffusion.sample "a cat" --seed 7 --steps 50 --sampler heun --guidance 5
   python -m diffusion.sample "a cat" --seed 7 --variation-strength 0.2 --count 4
   python -m diffusion.sample "a cat" --model path/to/folder --size 512x768 --device cuda --dtype float16
+  python -m diffusion.sample "a cat" --model path/to/folder --loras path/to/loras --lora ink:0.8 --lora detail
 
 exit codes: 0 done; 2 a mistake in what was asked, said in one sentence; 130 stopped by Ctrl-C.
 """
@@ -64,6 +66,8 @@ def arguments() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("the model, and what it runs on").add_argument
     add("--model", default=DEFAULT_MODEL, help="a model folder, or a shipped model (default: %(default)s)")
+    add("--lora", action="append", type=lora, dest="loras", metavar="NAME[:WEIGHT]", help="a LoRA; again for more")
+    add("--loras", type=Path, dest="folder_of_loras", metavar="FOLDER", help="where the LoRAs are")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
     add("--dtype", choices=DTYPES, default="float32", help="what the U-Net runs in (default: %(default)s)")
 
@@ -91,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     device = find_device(args.device)
-    pipeline = open_pipeline(args.model, device, getattr(torch, args.dtype))
+    pipeline = open_pipeline(args.model, device, getattr(torch, args.dtype), args.folder_of_loras)
     requests = requests_of(args, pipeline)
     paths = paths_of(args.out, args.format, requests, pipeline)
     if args.dry_run:
@@ -130,6 +134,7 @@ def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolve
     if args.count < 1:
         raise ValueError(f"--count is {args.count}; expected 1 or more.")
     said = {field.name: getattr(args, field.name) for field in fields(Request) if hasattr(args, field.name)}
+    said["loras"] = tuple(args.loras or ())
     if args.size:
         said["width"], said["height"] = size(args.size)
     requests = []
@@ -153,6 +158,12 @@ def paths_of(out: Path, format: str | None, requests: Sequence[Resolved], pipeli
     if len(requests) > 1:
         raise ValueError(f"--out {out} names one picture and {len(requests)} are asked for; give a folder.")
     return [out]
+
+
+def lora(text: str) -> Lora:
+    """ "style:0.8" => the LoRA "style" by 0.8; the weight is 1 where there is none."""
+    name, colon, weight = text.rpartition(":")
+    return Lora(name, float(weight)) if colon else Lora(text)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -83,7 +83,7 @@ class Adapters:
 
     @cached_property
     def places(self) -> dict[str, Place]:
-        return places(self.networks)
+        return places(self.model)
 
     def pin(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
         """The same LoRAs with nothing left open.

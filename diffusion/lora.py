@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from clip.pretrained import to_transformers
 from diffusion.checkpoint import Model
+from diffusion.original import original_name, original_names
 from diffusion.weights import check_safetensors
 
 UNET, TEXT_ENCODER = "unet", "text_encoder"
@@ -109,15 +109,17 @@ def networks(model: Model) -> dict[str, nn.Module]:
     return {UNET: model.unet, **dict(zip(names, model.text_encoders, strict=True))}
 
 
-def places(networks: Mapping[str, nn.Module]) -> dict[str, Place]:
-    """Every name by which a file may call a layer of these networks."""
+def places(model: Model) -> dict[str, Place]:
+    """Every name by which a file may call a layer of a model."""
     found: dict[str, Place] = {}
-    for network, module in networks.items():
+    originals = original_names(model.unet.config)
+    for network, module in networks(model).items():
         for name, place in _renamed(network, module).items():
             under = name.replace(".", "_")
             if network == UNET:
                 short = name.removesuffix(".0") if name.endswith("to_out.0") else name  # in older files of diffusers
-                names = [f"lora_unet_{under}", name, short, f"unet.{name}", f"unet.{short}"]
+                original = original_name(name, originals).replace(".", "_")  # in kohya's files for XL
+                names = [name, short, f"unet.{name}", f"unet.{short}", f"lora_unet_{under}", f"lora_unet_{original}"]
             else:
                 number = network.removeprefix(TEXT_ENCODER).lstrip("_") or "1"
                 bare = name.removeprefix("text_model.")  # as transformers 5 has it

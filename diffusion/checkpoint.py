@@ -30,7 +30,8 @@ from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
 from diffusion.conditioning import PLAIN, Reading
 from diffusion.config import DIFFUSERS_VERSION
 from diffusion.durable import write_atomically
-from diffusion.noise import SCHEDULERS, Noise, NoiseConfig
+from diffusion.noise import Noise
+from diffusion.schedulers import SCHEDULERS, NoiseConfig
 from diffusion.unet import UNet, UNetConfig
 from diffusion.weights import Undrawn, check_safetensors, kind, load_weights, strict_json, write_safetensors
 

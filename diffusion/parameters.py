@@ -20,7 +20,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion.request import SAMPLER_NAMES, SCHEDULE_NAMES, Request, Resolved
+from diffusion.request import Request, Resolved
+from diffusion.samplers import SAMPLER_NAMES
+from diffusion.schedules import SCHEDULE_NAMES
 
 NEGATIVE = "Negative prompt:"
 MARKS = re.compile(r"Negative prompt:|^\s*(?:Steps|Template|Negative Template):", re.MULTILINE)
@@ -43,9 +45,14 @@ class Key:
 KEYS = (
     Key("Steps", "steps", int),
     Key("Sampler", "sampler", str, lambda name: SAMPLER_NAMES.get(name, name)),
-    Key("Schedule type", "schedule", str, lambda name: SCHEDULE_NAMES.get(name, name)),
+    Key("Schedule type", "schedule", str, lambda grid: SCHEDULE_NAMES.get(grid) or ",".join(map(str, grid))),
     Key("CFG scale", "guidance", float),
     Key("Seed", "seed", int),
+    Key("Eta", "eta", float),
+    Key("Sigma churn", "s_churn", float),
+    Key("Sigma tmin", "s_tmin", float),
+    Key("Sigma tmax", "s_tmax", float),
+    Key("Sigma noise", "s_noise", float),
     Key("Variation seed", "variation_seed", int),
     Key("Variation seed strength", "variation_strength", float),
 )

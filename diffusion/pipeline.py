@@ -15,8 +15,8 @@ from diffusion.conditioning import Conditioning, encode
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import guide
 from diffusion.metadata import describe
-from diffusion.request import Request, Resolved, resolve
-from diffusion.samplers import SAMPLERS, Denoise
+from diffusion.request import Request, Resolved, resolve, sigmas
+from diffusion.samplers import OPTIONS, Denoise, Sampler, sampler
 from diffusion.seeds import Draw, seeded, varied
 from diffusion.texts import encode_picture
 from diffusion.threads import threads
@@ -108,10 +108,10 @@ class Pipeline:
         if progress is not None:
             denoise = watch(denoise, progress, index, self.evaluations(request))
 
-        sigmas = self.model.noise.schedule(request.schedule, request.steps)  # [steps + 1]
+        sigmas = self.sigmas(request)  # [steps + 1]
         noise = self.noise(request)
         x = noise() * self.model.noise.start(sigmas[0].item())  # [1, C, h, w]
-        latents = SAMPLERS[request.sampler](denoise, x, sigmas, noise)  # [1, C, h, w]
+        latents = self.sampler(request)(denoise, x, sigmas, noise)  # [1, C, h, w]
         return Picture(self.image(latents), request, self.describe(request))
 
     def encode(self, prompt: str) -> Conditioning:
@@ -123,6 +123,15 @@ class Pipeline:
         """The encoding of the empty prompt, which most pictures are led away from."""
         encoding = self.encode("")
         return encoding.zeros() if self.model.reading.empty_is_zero else encoding
+
+    def sigmas(self, request: Resolved) -> Tensor:
+        """The noise levels to sample at, [steps + 1]."""
+        return sigmas(request, self.model)
+
+    def sampler(self, request: Resolved) -> Sampler:
+        """The sampler, told what the model's configuration and the request say to it."""
+        asked = {option: value for option in OPTIONS if (value := getattr(request, option)) is not None}
+        return sampler(request.sampler, self.model.noise.config.options | asked)
 
     def noise(self, request: Resolved) -> Draw:
         """Draws standard normal latents, all that is random in the picture."""
@@ -161,8 +170,7 @@ class Pipeline:
             return x
 
         number = torch.ones(1)
-        sigmas = self.model.noise.schedule(request.schedule, request.steps)
-        SAMPLERS[request.sampler](denoise, number, sigmas, lambda: number)
+        self.sampler(request)(denoise, number, self.sigmas(request), lambda: number)
         return count
 
 

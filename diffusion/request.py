@@ -9,32 +9,25 @@ import math
 import secrets
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
+
+from torch import Tensor
 
 from diffusion.adapters import Lora, loras_from_json, split_loras
 from diffusion.checkpoint import Model
-from diffusion.noise import SCHEDULES
-from diffusion.samplers import SAMPLERS
+from diffusion.samplers import DISCARDS_PENULTIMATE, OPTIONS, SAMPLERS, effective, our_sampler
+from diffusion.schedules import SCHEDULES, our_schedule, schedule
 
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 MAX_SIDE = 2048  # pixels
+MAX_OPTION = 10**9
+XL_WIDTH = 2048  # of the text that Stable Diffusion XL's U-Net reads
 MAX_SEED = 2**63 - 1
 RANDOM = -1  # the seed that asks for one to be drawn
 FILES = ("image", "mask")  # the fields that hold a file's bytes
 DRAWN = 2**32  # seeds are drawn below this, as other programs do: short enough to be typed again
-
-# Our names, which are ComfyUI's, and those of AUTOMATIC1111's web UI. Both are understood.
-SAMPLER_NAMES = {
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "dpmpp_2m": "DPM++ 2M",
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "uni_pc": "UniPC",
-}
-SCHEDULE_NAMES = {"automatic": "Automatic", "normal": "Normal", "karras": "Karras"}
 
 
 @dataclass(frozen=True)
@@ -51,12 +44,18 @@ class Request:
     seed: int = 0  # 0 is a seed; -1 draws one, which is recorded
     steps: int | None = None
     sampler: str | None = None  # a name in samplers.SAMPLERS
-    schedule: str | None = None  # a name in noise.SCHEDULES
+    schedule: str | tuple[float, ...] | None = None  # a name in schedules.SCHEDULES, or sigmas that end at 0
     guidance: float | None = None  # 1 is the plain model
     # how large it is
     width: int | None = None  # pixels
     height: int | None = None
     _: KW_ONLY
+    # options of the samplers that know them; None is the sampler's own value
+    eta: float | None = None  # how much noise is added on the way, of what the SDE adds
+    s_churn: float | None = None  # noise added before each step, in sum (Karras et al. 2022, algorithm 2)
+    s_tmin: float | None = None  # the sigmas between which that is done
+    s_tmax: float | None = None  # 0 is no bound
+    s_noise: float | None = None  # what the noise that is added is multiplied by
     # a variation of it
     variation_seed: int | None = None  # of a second noise, as `seed`
     variation_strength: float | None = None  # how far from the first noise to the second: 0 to 1
@@ -70,7 +69,7 @@ class Resolved(Request):
 
     steps: int
     sampler: str
-    schedule: str
+    schedule: str | tuple[float, ...]
     guidance: float
     width: int
     height: int
@@ -85,6 +84,10 @@ def resolve(request: Request, model: Model) -> Resolved:
     values["width"] = values["height"] = values.pop("size")
     values |= {name: value for name, value in asdict(request).items() if value is not None}
     values |= _our_names(values["sampler"], values["schedule"])
+    _check_name("sampler", values["sampler"], SAMPLERS)
+    values |= _options(values["sampler"], request)
+    if isinstance(values["schedule"], tuple):
+        values["steps"] = _check_sigmas(values["schedule"], request.steps)
     if values["seed"] == RANDOM:
         values["seed"] = secrets.randbelow(DRAWN)
     values |= _variation(request)
@@ -95,11 +98,11 @@ def resolve(request: Request, model: Model) -> Resolved:
     resolved = replace(resolved, prompt=prompt, loras=(*resolved.loras, *tagged))
     _check_length("prompt", resolved.prompt, model)
     _check_length("negative prompt", resolved.negative, model)
-    _check_name("sampler", resolved.sampler, SAMPLERS)
-    _check_name("schedule", resolved.schedule, SCHEDULES)
+    if not isinstance(resolved.schedule, tuple):
+        _check_name("schedule", resolved.schedule, SCHEDULES)
     multiple = model.autoencoder.factor * 2 ** (len(model.unet.config.block_out_channels) - 1)
     resolved = check_numbers(resolved, multiple)
-    model.noise.schedule(resolved.schedule, resolved.steps)  # raises where it has not so many steps to give
+    sigmas(resolved, model)  # raises where the grid has not so many steps to give
     if resolved.variation_seed is not None:
         _check_number("The variation seed", resolved.variation_seed, 0, MAX_SEED, whole=True)
         _check_number("The variation strength", resolved.variation_strength, 0, 1, whole=False)
@@ -131,6 +134,12 @@ def check_numbers(request: Resolved, multiple: int) -> Resolved:
             )
     # 3 and 3.0 are one request, and are written in one way.
     return replace(request, guidance=float(request.guidance))
+
+
+def sigmas(request: Resolved, model: Model) -> Tensor:
+    """The grid that a request is sampled on, float64 [steps + 1]."""
+    discard, xl = request.sampler in DISCARDS_PENULTIMATE, model.unet.config.cross_attention_dim == XL_WIDTH
+    return schedule(model.noise, request.schedule, request.steps, discard=discard, xl=xl)
 
 
 def to_json(request: Request) -> dict[str, Any]:
@@ -177,14 +186,35 @@ def file_name(data: bytes) -> str:
 
 
 def _our_names(sampler: Any, schedule: Any) -> dict[str, Any]:
-    """Sampler and schedule in our names. AUTOMATIC1111's older files fold the second into the first."""
-    for ours, theirs in SCHEDULE_NAMES.items():
-        if schedule == theirs:
-            schedule = ours
-        if isinstance(sampler, str) and sampler.endswith(f" {theirs}"):
-            sampler, schedule = sampler.removesuffix(f" {theirs}"), ours
-    samplers = {theirs: ours for ours, theirs in SAMPLER_NAMES.items()}
-    return {"sampler": samplers.get(sampler, sampler), "schedule": schedule}
+    """Sampler and schedule in our names. A schedule that is folded into the sampler's name is the one that counts."""
+    if isinstance(schedule, str):
+        schedule = our_schedule(schedule)
+    if isinstance(sampler, str):
+        sampler, folded = our_sampler(sampler)
+        schedule = folded or schedule
+    return {"sampler": sampler, "schedule": schedule}
+
+
+def _check_sigmas(sigmas: tuple[Any, ...], steps: int | None) -> int:
+    """The number of steps of a list of sigmas."""
+    numbers = all(type(sigma) in (int, float) and math.isfinite(sigma) for sigma in sigmas)
+    fall = numbers and all(high > low for high, low in pairwise(sigmas)) and sigmas[-1] == 0
+    if not fall or not 2 <= len(sigmas) <= MAX_STEPS + 1:
+        raise ValueError(f"The schedule is {sigmas!r}; expected at most {MAX_STEPS + 1} falling numbers, the last 0.")
+    if steps not in (None, len(sigmas) - 1):
+        raise ValueError(f"The schedule has {len(sigmas) - 1} steps and {steps!r} are asked for; leave the steps out.")
+    return len(sigmas) - 1
+
+
+def _options(sampler: str, request: Request) -> dict[str, float | None]:
+    """The sampler's options, None where what is asked for changes nothing."""
+    said = {option: getattr(request, option) for option in OPTIONS}
+    if said["s_tmax"] in (0, math.inf):  # as AUTOMATIC1111's programs say that there is no bound
+        said["s_tmax"] = None
+    for option, value in said.items():
+        if value is not None:
+            _check_number(f"The option {option}", value, 0, MAX_OPTION, whole=False)
+    return dict.fromkeys(OPTIONS) | effective(sampler, said)
 
 
 def _variation(request: Request) -> dict[str, Any]:

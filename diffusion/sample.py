@@ -18,10 +18,10 @@ from diffusion.adapters import Lora
 from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.durable import write_atomically
 from diffusion.metadata import digest
-from diffusion.noise import SCHEDULES
 from diffusion.open import AnyPipeline, open_pipeline
 from diffusion.request import Request, Resolved, to_json
-from diffusion.samplers import SAMPLERS
+from diffusion.samplers import SAMPLERS, options
+from diffusion.schedules import SCHEDULES
 from diffusion.texts import FORMATS, encode_picture
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -57,8 +57,15 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument_group("how they are sampled; by default, as the model's own settings say").add_argument
     add("--steps", type=int, help="of the sampler")
     add("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
-    add("--schedule", metavar="NAME", help=", ".join(SCHEDULES))
+    add("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)}; or a list of sigmas: 14.6,3.1,0.5,0")
     add("--guidance", type=float, help="how closely to follow the prompt; 1 is the plain model")
+
+    add = parser.add_argument_group("options of some samplers; by default, the sampler's own").add_argument
+    add("--eta", type=float, help="how much noise is added on the way: 0 none, 1 all of the SDE's; " + _that("eta"))
+    add("--s-churn", type=float, help="noise added before each step, in sum; " + _that("s_churn"))
+    add("--s-tmin", type=float, metavar="SIGMA", help="the least sigma at which it is")
+    add("--s-tmax", type=float, metavar="SIGMA", help="the largest")
+    add("--s-noise", type=float, metavar="FACTOR", help="of all noise that is added; " + _that("s_noise"))
 
     add = parser.add_argument_group("variations").add_argument
     add("--variation-seed", type=int, metavar="SEED", help="of a second noise; picture i has this + i, all one --seed")
@@ -78,6 +85,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print a line of JSON a picture, not its path alone")
     add("--dry-run", action="store_true", help="check everything, print what would be made, and stop")
     return parser
+
+
+def _that(option: str) -> str:
+    return ", ".join(name for name in SAMPLERS if option in options(name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,113 +4,131 @@ Each is a function (denoise, x, sigmas, noise) => x0 without state:
     denoise(x, sigma)   the expected x0 of x = x0 + sigma * eps, all of the batch at one sigma
     x                   noise at sigmas[0], [B, ...] (see `Noise.start`)
     sigmas              decreasing, to 0 as a rule; if to more, what returns is x at the last of them
-    noise()             one draw of standard normal numbers of x's shape
-
-A step to a lower sigma moves x along the line to the expected x0. A `lerp` does it without subtracting large
-numbers; x + (lower - sigma) * slope, from a zero-SNR model's sigma of 4096, loses 4 of float32's 7 digits.
+    noise()             one draw of standard normal numbers of x's shape, independent of all others
+and, for some, keywords: `options` tells which of those that a request may set.
 """
 
-import math
-from collections.abc import Callable
-from itertools import pairwise
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from diffusion.seeds import Draw
+from diffusion import ode, sde
+from diffusion.schedules import SCHEDULE_NAMES
+from diffusion.steps import Denoise as Denoise
 
-Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) => x0
-Sampler = Callable[[Denoise, Tensor, Tensor, Draw], Tensor]
+Sampler = Callable[..., Tensor]  # (Denoise, Tensor, Tensor, Draw, **options) => Tensor
 
-
-def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
-    """Euler's method (Karras et al. 2022, algorithm 1 without its second-order correction). Order 1.
-
-    It is also DDIM (Song et al. 2021, equation 12 with eta = 0), as that paper's equation 14 shows.
-    """
-    for sigma, lower in pairwise(sigmas.tolist()):
-        x = torch.lerp(denoise(x, sigma), x, lower / sigma)
-    return x
-
-
-def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
-    """A draw from the posterior q(x_lower | x, x0) at each step: ancestral sampling.
-
-    It is DDPM (Ho et al. 2020, algorithm 2 with the variance of equation 7), and DDIM with eta = 1. In sigma
-    it is an Euler step to lower^2 / sigma, then noise back up to lower: k-diffusion's ancestral sampler.
-    """
-    for sigma, lower in pairwise(sigmas.tolist()):
-        x = torch.lerp(denoise(x, sigma), x, (lower / sigma) ** 2)
-        if lower > 0:
-            x = x + lower * math.sqrt(1 - (lower / sigma) ** 2) * noise()
-    return x
-
-
-def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
-    """Heun's method (Karras et al. 2022, algorithm 1). Order 2, two evaluations a step but the last.
-
-    The slope (x - x0) / sigma changes over the Euler step by the change of x0 alone, as x stays on its line.
-    """
-    for sigma, lower in pairwise(sigmas.tolist()):
-        x0 = denoise(x, sigma)
-        x = torch.lerp(x0, x, lower / sigma)
-        if lower > 0:
-            x = x + (sigma / lower - 1) / 2 * (denoise(x, lower) - x0)
-    return x
-
-
-def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2). Order 2, one evaluation a step.
-
-    In the time lambda = -log sigma, x0 goes on along its last slope to the middle of the step. The last step
-    is of order 1 if it ends at 0, which lambda never reaches, or if there are fewer than 15.
-    """
-    steps, h, previous = len(sigmas) - 1, 0.0, x
-    for i, (sigma, lower) in enumerate(pairwise(sigmas.tolist())):
-        x0 = towards = denoise(x, sigma)
-        if i > 0 and not (i == steps - 1 and (lower == 0 or steps < 15)):
-            slope = (x0 - previous) / h
-            towards = x0 + math.log(sigma / lower) / 2 * slope
-        x = torch.lerp(towards, x, lower / sigma)
-        previous, h = x0, math.log(sigma / lower) if lower > 0 else math.inf
-    return x
-
-
-def uni_pc(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
-    """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 1 and 2). Order 2, one evaluation a step.
-
-    It predicts as DPM-Solver++(2M) steps. The evaluation where it arrives, which the next step needs anyway,
-    corrects the step just made, by x0's slope and curvature along it. The last step is of order 1.
-    """
-    levels = sigmas.tolist()
-    x0, start, higher, h, slope = denoise(x, levels[0]), x, levels[0], 0.0, torch.zeros_like(x)
-    x = torch.lerp(x0, x, levels[1] / levels[0])
-    for i in range(1, len(levels) - 1):
-        sigma, lower = levels[i], levels[i + 1]
-        # Correct the step from `higher` to sigma, which began at `start`.
-        arrived = denoise(x, sigma)
-        h, past_h = math.log(higher / sigma), h
-        change = arrived - x0
-        if i == 1:
-            towards = x0 + change / 2
-        else:  # the weights of x0's slope and of its curvature in the step's exact integral
-            b = -1 / math.expm1(-h) - 1 / h
-            curvature = (change / h - slope) / (h + past_h)
-            towards = x0 + b * change - (2 * b - 1) * h * curvature
-        x = torch.lerp(towards, start, sigma / higher)
-        # Predict the step from sigma to lower.
-        x0, start, higher, slope = arrived, x, sigma, change / h
-        ahead = math.log(sigma / lower) / 2 * slope if i < len(levels) - 2 else 0.0
-        x = torch.lerp(x0 + ahead, x, lower / sigma)
-    return x
-
-
+# Our names are ComfyUI's, where it has one.
 SAMPLERS: dict[str, Sampler] = {
-    "euler": euler,
-    "euler_ancestral": euler_ancestral,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-    "ddim": euler,  # one and the same in sigma; see the docstrings
-    "ddpm": euler_ancestral,
-    "uni_pc": uni_pc,
+    "euler": ode.euler,
+    "euler_ancestral": sde.euler_ancestral,
+    "heun": ode.heun,
+    "dpmpp_2m": ode.dpmpp_2m,
+    "ddim": sde.ddim,
+    "ddpm": sde.ddpm,
+    "uni_pc": ode.uni_pc,
+    "dpm_2": ode.dpm_2,
+    "dpm_2_ancestral": sde.dpm_2_ancestral,
+    "lms": ode.lms,
+    "plms": ode.plms,
+    "dpmpp_2s_ancestral": sde.dpmpp_2s_ancestral,
+    "dpmpp_sde": sde.dpmpp_sde,
+    "dpmpp_2m_sde": sde.dpmpp_2m_sde,
+    "dpmpp_2m_sde_heun": partial(sde.dpmpp_2m_sde, midpoint=False),
+    "dpmpp_3m_sde": sde.dpmpp_3m_sde,
+    "lcm": sde.lcm,
+    "restart": sde.restart,
+    "dpmpp_2s": ode.dpmpp_2s,
+    "dpmpp_3m": ode.dpmpp_3m,
+    "deis": ode.deis,
 }
+
+# And those of AUTOMATIC1111's web UI. Both are understood.
+SAMPLER_NAMES = {
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "dpmpp_2m": "DPM++ 2M",
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "uni_pc": "UniPC",
+    "dpm_2": "DPM2",
+    "dpm_2_ancestral": "DPM2 a",
+    "lms": "LMS",
+    "plms": "PLMS",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun",
+    "dpmpp_3m_sde": "DPM++ 3M SDE",
+    "lcm": "LCM",
+    "restart": "Restart",
+    "dpmpp_2s": "DPM++ 2S",
+    "dpmpp_3m": "DPM++ 3M",
+    "deis": "DEIS",
+}
+
+# The samplers that the web UI gives one sigma more and then takes the last but one away from.
+DISCARDS_PENULTIMATE = frozenset({"dpm_2", "dpm_2_ancestral", "dpmpp_3m_sde"})
+
+# Every way in which a sampler is called, in lower case: "Euler a", "k_euler_a", "sample_euler_ancestral", ...
+_SPELLINGS = {
+    spelling: ours
+    for ours, theirs in SAMPLER_NAMES.items()
+    for name in (ours, ours.replace("_ancestral", "_a"))
+    for spelling in (theirs.lower(), name, f"k_{name}", f"sample_{name}", f"{name}_gpu")
+} | {"unipc": "uni_pc", "pndm": "plms"}
+_ENDINGS = {f" {theirs.lower()}": ours for ours, theirs in SCHEDULE_NAMES.items()}
+_ENDINGS |= {"_ka": "karras", "_exp": "exponential"}
+
+# What a request may set.
+OPTIONS = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
+
+
+def options(name: str) -> dict[str, float]:
+    """The options that a request may set of a sampler, with its own values."""
+    parameters = inspect.signature(SAMPLERS[name]).parameters
+    return {option: parameters[option].default for option in OPTIONS if option in parameters}
+
+
+def effective(name: str, said: Mapping[str, float | None]) -> dict[str, float]:
+    """What of the options said changes what a sampler does.
+
+    Raises ValueError for an option that it has not, unless its value means that nothing be done.
+    """
+    own = options(name)
+    idle = {"s_tmin", "s_tmax"} if not said["s_churn"] else set()
+    if idle and "s_churn" in own:
+        idle.add("s_noise")
+    effective = {}
+    for option, value in said.items():
+        if value is None or option in idle or value == own.get(option, 1 if option == "s_noise" else 0):
+            continue
+        if option not in own:
+            able = ", ".join(other for other in SAMPLERS if option in options(other))
+            raise ValueError(f"The sampler {name} has no option {option}; leave it out, or choose one of {able}.")
+        effective[option] = float(value)
+    return effective
+
+
+def sampler(name: str, said: Mapping[str, Any]) -> Sampler:
+    """A sampler with those of the options said that it knows."""
+    known = inspect.signature(SAMPLERS[name]).parameters
+    return partial(SAMPLERS[name], **{option: value for option, value in said.items() if option in known})
+
+
+def our_sampler(name: str) -> tuple[str, str | None]:
+    """A sampler's name in ours, whoever's it is, and the grid's that older programs fold into it, if one is.
+
+    A name that is not known comes back as it is.
+    """
+    text = name.strip().lower()
+    if text in _SPELLINGS:
+        return _SPELLINGS[text], None
+    for ending, grid in _ENDINGS.items():
+        if text.endswith(ending) and (ours := _SPELLINGS.get(text.removesuffix(ending))) is not None:
+            return ours, grid
+    return name, None

@@ -10,7 +10,8 @@ from clip.text import TextConfig, TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
 from diffusion.checkpoint import Defaults, save_model
-from diffusion.noise import Noise, NoiseConfig
+from diffusion.noise import Noise
+from diffusion.schedulers import NoiseConfig
 from diffusion.unet import UNet, UNetConfig
 
 CAPTIONS = ["a red apple", "a blue star", "a green apple beside a red star", "赤いりんご", "青い星"] * 2

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from diffusion.conditioning import Conditioning, stack
 from diffusion.denoiser import PREDICTION_TYPES, Denoiser, Loss, logit_normal
 from diffusion.guidance import guide
-from diffusion.noise import Noise, NoiseConfig
+from diffusion.noise import Noise
 from diffusion.samplers import SAMPLERS
+from diffusion.schedulers import NoiseConfig
+from diffusion.schedules import schedule
 
 DISCRETE = [name for name in PREDICTION_TYPES if name != "flow_prediction"]
 
@@ -202,7 +204,7 @@ def test_pictures_equal_diffusers(scheduler: str, config: dict, prediction_type:
         latents = theirs.step(without + scale * (with_text - without), t, latents).prev_sample
 
     # As we do.
-    sigmas = noise.schedule("automatic", steps)
+    sigmas = schedule(noise, "automatic", steps)
     denoise = guide(Denoiser(network, noise, prediction_type), text, negative, scale)
     x = start * noise.start(sigmas[0].item())
     ours = SAMPLERS[noise.config.sampler](denoise, x, sigmas, lambda: start)

@@ -1,7 +1,7 @@
 """From a request to a picture: the same bytes however it is asked for, and the same picture as diffusers makes."""
 
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.checkpoint import load_model
+from diffusion.metadata import request_of
 from diffusion.pipeline import Pipeline, Progress
-from diffusion.request import SAMPLER_NAMES, SCHEDULE_NAMES, Request, Resolved, resolve
-from diffusion.samplers import SAMPLERS
+from diffusion.request import Request, Resolved, resolve
+from diffusion.samplers import SAMPLER_NAMES, SAMPLERS
+from diffusion.schedules import SCHEDULE_NAMES
 from diffusion.threads import threads
 
 
@@ -225,6 +227,11 @@ def test_overflow_is_no_picture(tiny_model: Path) -> None:
         (Request("a", guidance="7"), "'7'"),  # type: ignore[arg-type]
         (Request("a", sampler="eular"), "'eular'; choose one of euler, euler_ancestral"),
         (Request("a", schedule="carras"), "'carras'; choose one of automatic"),
+        (Request("a", schedule="5,7,0"), "falling numbers, the last 0"),
+        (Request("a", schedule=(5.0, 1.0)), "falling numbers, the last 0"),
+        (Request("a", schedule=(5.0, 0.0), steps=4), "The schedule has 1 steps and 4 are asked for"),
+        (Request("a", sampler="uni_pc", eta=1.0), "The sampler uni_pc has no option eta; leave it out, or choose one"),
+        (Request("a", s_churn=-1), "The option s_churn is -1"),
         (Request("a", variation_seed=1), "The variation seed 1 does nothing without a variation strength"),
         (Request("a", variation_seed=-2, variation_strength=0.5), "The variation seed is -2"),
         (Request("a", variation_strength=1.5), "The variation strength is 1.5; expected a number from 0 to 1"),
@@ -257,6 +264,23 @@ def test_names_of_others_are_understood(pipeline: Pipeline) -> None:
         assert resolve(Request("a", schedule=theirs), pipeline.model).schedule == ours
     folded = resolve(Request("a", sampler="DPM++ 2M Karras"), pipeline.model)
     assert (folded.sampler, folded.schedule) == ("dpmpp_2m", "karras")
+
+
+def test_options_and_sigmas_are_a_requests_own(pipeline: Pipeline) -> None:
+    plain, noisy, listed = (
+        Request("a", sampler="ddim", steps=3),
+        Request("a", sampler="ddim", steps=3, eta=1),
+        Request("a", sampler="ddim", schedule="14.6,3.1,0.5,0"),
+    )
+    resolved = resolve(listed, pipeline.model)
+    assert (resolved.schedule, resolved.steps) == ((14.6, 3.1, 0.5, 0.0), 3)
+    assert resolve(replace(plain, eta=0, s_churn=0.0, s_tmax=0), pipeline.model) == resolve(plain, pipeline.model)
+    pictures = list(pipeline.generate([plain, noisy, listed]))
+    assert len({picture.image.tobytes() for picture in pictures}) == 3
+    for picture in pictures:
+        assert request_of({"oboro": picture.texts["oboro"]}) == Request(**asdict(picture.request))
+        read = resolve(request_of({"parameters": picture.texts["parameters"]}), pipeline.model)
+        assert read == picture.request
 
 
 def test_small_pictures_take_one_thread(pipeline: Pipeline) -> None:

@@ -15,8 +15,10 @@ from diffusion.checkpoint import Defaults, load_autoencoder, save_model
 from diffusion.conditioning import Conditioning
 from diffusion.denoiser import Denoiser, Loss, logit_normal
 from diffusion.guidance import guide
-from diffusion.noise import Noise, NoiseConfig
+from diffusion.noise import Noise
 from diffusion.samplers import SAMPLERS
+from diffusion.schedulers import NoiseConfig
+from diffusion.schedules import schedule
 from diffusion.unet import UNet, UNetConfig
 from train.command import run
 from train.curve import grid
@@ -80,7 +82,7 @@ def train(
         prompts = [dataset.variation(i * len(dataset) // SHOWN, 0, config.seed)[1] for i in range(SHOWN)]
         texts = (text_encoder(tokenizer(p)).tokens.to(device) for p in (prompts, [""] * SHOWN))
         text, negative = map(Conditioning, texts)
-        sigmas = noise.schedule(defaults.schedule, defaults.steps)
+        sigmas = schedule(noise, defaults.schedule, defaults.steps)
         denoise = guide(Denoiser(network, noise, prediction_type), text, negative, defaults.guidance)
         draw = generator(config.seed, 0)
         first = torch.randn(SHOWN, *shape, generator=draw).to(device) * noise.start(sigmas[0].item())

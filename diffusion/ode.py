@@ -1,0 +1,248 @@
+"""Samplers that solve the probability-flow ODE, dx / dsigma = (x - x0) / sigma (Karras et al. 2022, equation 1).
+
+Without churn they draw no noise: the picture is a function of its first x. See `samplers` for their form.
+Lu et al. 2022a is DPM-Solver, 2022b DPM-Solver++.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from diffusion.seeds import Draw
+from diffusion.steps import (
+    Denoise,
+    ahead,
+    churn,
+    heun_step,
+    levels,
+    midpoint_step,
+    slope_share,
+)
+
+FEW = 15  # steps; below it the multistep solvers end with lower orders, as in diffusers
+
+
+def euler(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """Euler's method (Karras et al. 2022, algorithm 2 without its second-order correction). Order 1."""
+    for sigma, lower in pairwise(levels(sigmas)):
+        x, sigma = churn(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        x = torch.lerp(denoise(x, sigma), x, lower / sigma)
+    return x
+
+
+def heun(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """Heun's method (Karras et al. 2022, algorithm 2). Order 2, two evaluations a step but the last."""
+    for sigma, lower in pairwise(levels(sigmas)):
+        x, sigma = churn(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        x = heun_step(denoise, x, sigma, lower)
+    return x
+
+
+def dpm_2(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """DPM-Solver-2 as k-diffusion has it (Lu et al. 2022a, algorithm 1). Order 2, two evaluations a step."""
+    for sigma, lower in pairwise(levels(sigmas)):
+        x, sigma = churn(x, sigma, len(sigmas) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
+        x = midpoint_step(denoise, x, sigma, lower) if lower > 0 else denoise(x, sigma)
+    return x
+
+
+def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
+    """k-diffusion's linear multistep: Adams-Bashforth on the uneven steps of sigma. Order 4, one evaluation a step."""
+    grid, slopes = levels(sigmas), deque[Tensor](maxlen=4)
+    for i, (sigma, lower) in enumerate(pairwise(grid)):
+        x0 = denoise(x, sigma)
+        slopes.appendleft((x - x0) / sigma)
+        x = torch.lerp(x0, x, lower / sigma)  # all along the newest slope; then, the others' part in their mean
+        for share, slope in zip(_lagrange(grid[i::-1][:4], lower), slopes, strict=True):
+            x = x + share * (slope - slopes[0])
+    return x
+
+
+def _lagrange(nodes: Sequence[float], end: float) -> list[float]:
+    """The integral from the first node to `end` of each polynomial that is 1 at one node and 0 at the others."""
+    middle, half = (nodes[0] + end) / 2, (end - nodes[0]) / 2
+    points = [middle - half / math.sqrt(3), middle + half / math.sqrt(3)]  # Gauss's two: exact for cubics
+    return [
+        half * sum(math.prod((point - b) / (a - b) for b in nodes if b != a) for point in points)
+        for a in nodes
+    ]
+
+
+ADAMS_BASHFORTH = ((), (-1 / 2,), (-16 / 12, 5 / 12), (-59 / 24, 37 / 24, -9 / 24))  # after the newest slope's
+
+
+def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, velocity: bool = False) -> Tensor:
+    """PLMS (PNDM, Liu et al. 2022): Adams-Bashforth as if the steps were even, as those of time are.
+
+    It starts with Heun's method and so makes one evaluation more than steps. With `velocity` it is v that is taken
+    on, not its noise: diffusers does so for networks that predict v.
+    """
+    past = deque[Tensor](maxlen=3)
+    grid = levels(sigmas)
+    for i, (sigma, lower) in enumerate(pairwise(grid)):
+        x0 = denoise(x, sigma)
+        new = _slope(x, x0, sigma, velocity)
+        towards = torch.lerp(x0, x, lower / sigma)
+        if i == 0 and len(grid) > 2:
+            change = (_slope(towards, denoise(towards, lower), lower, velocity) - new) / 2
+        else:
+            weights = ADAMS_BASHFORTH[len(past)]
+            change = sum((weight * (old - new) for weight, old in zip(weights, past, strict=True)), x.new_zeros(()))
+        past.appendleft(new)
+        x = towards + (lower - sigma) / (math.hypot(1, sigma) if velocity else 1) * change
+    return x
+
+
+def _slope(x: Tensor, x0: Tensor, sigma: float, velocity: bool) -> Tensor:
+    """The noise in x, dx / dsigma; or v, which is (noise - sigma * x0) / sqrt(1 + sigma^2)."""
+    slope = (x - x0) / sigma
+    return (slope - sigma * x0) / math.hypot(1, sigma) if velocity else slope
+
+
+def deis(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, order: int = 2) -> Tensor:
+    """DEIS in log rho (Zhang & Chen 2023): the noise as a polynomial in log sigma. Order 1 to 3."""
+    grid, steps = levels(sigmas), len(sigmas) - 1  # equal sigmas at the end count as steps to be few or not
+    slopes = deque[Tensor](maxlen=order)
+    for i, (sigma, lower) in enumerate(pairwise(grid)):
+        x0 = denoise(x, sigma)
+        slopes.appendleft((x - x0) / sigma)
+        use = min(len(slopes), steps - i) if steps < FEW else len(slopes)
+        # Integrals over the step of u and u^2, where u = log of sigma over where the step begins.
+        log = math.log(lower / sigma) if lower > 0 else 0.0  # multiplied by `lower` below
+        first = -sigma - lower * (log - 1)
+        second = 2 * sigma - lower * (log**2 - 2 * log + 2)
+        x = torch.lerp(x0, x, lower / sigma)
+        if use > 1:
+            u1 = math.log(grid[i - 1] / sigma)
+            rise = (slopes[1] - slopes[0]) / u1
+            x = x - first * rise
+        if use > 2:
+            u2 = math.log(grid[i - 2] / sigma)
+            bend = ((slopes[2] - slopes[1]) / (u2 - u1) - rise) / u2
+            x = x - (second - u1 * first) * bend
+    return x
+
+
+def dpmpp_2s(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, order: int = 2) -> Tensor:
+    """DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1), its midpoints on the grid; or (3S), the same with `order` 3.
+
+    Each run of `order` steps begins with Euler's and goes back to its beginning for all others; so does the last.
+    """
+    grid = levels(sigmas)
+    begin, begin_x0, begin_x = grid[0], x, x
+    for i, (sigma, lower) in enumerate(pairwise(grid)):
+        x0 = denoise(x, sigma)
+        if i % order == 0 or i == len(grid) - 2:
+            begin, begin_x0, begin_x = sigma, x0, x
+            x = torch.lerp(x0, x, lower / sigma)
+            continue
+        done, h = math.log(begin / sigma), math.log(begin / lower)
+        share = slope_share(h) if i % order == 2 else 1 / 2
+        x = torch.lerp(begin_x0 + share * h / done * (x0 - begin_x0), begin_x, lower / begin)
+    return x
+
+
+def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoint: bool = True) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2). Order 2, one evaluation a step.
+
+    In the time lambda = -log sigma, x0 goes on along its last slope to the middle of the step (or, without
+    `midpoint`, all along it). The last step is of order 1 if it ends at 0, which lambda never reaches, or if there
+    are fewer than 15.
+    """
+    grid = levels(sigmas)
+    steps, h, previous = len(grid) - 1, 0.0, x
+    for i, (sigma, lower) in enumerate(pairwise(grid)):
+        x0 = towards = denoise(x, sigma)
+        if i > 0 and not (i == steps - 1 and (lower == 0 or steps < FEW)):
+            slope, length = (x0 - previous) / h, math.log(sigma / lower)
+            towards = x0 + (length / 2 if midpoint else length * slope_share(length)) * slope
+        x = torch.lerp(towards, x, lower / sigma)
+        previous, h = x0, math.log(sigma / lower) if lower > 0 else math.inf
+    return x
+
+
+def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoint: bool = True) -> Tensor:
+    """DPM-Solver++(3M) (Lu et al. 2022b): (2M) with x0's curvature, too. One evaluation a step.
+
+    The curvature has half of its weight in the exact integral, in the authors' program and all that follow it: so it
+    is of order 2, with smaller errors than (2M). The second step is (2M)'s, and so is the last but one of fewer
+    than 15; the first is of order 1, and so is the last of those and one that ends at 0.
+    """
+    grid = levels(sigmas)
+    x0s, lengths, steps = deque[Tensor](maxlen=3), deque[float](maxlen=2), len(grid) - 1
+    for i, (sigma, lower) in enumerate(pairwise(grid)):
+        x0s.appendleft(denoise(x, sigma))
+        order = min(len(x0s), steps - i) if steps < FEW else len(x0s)
+        h = math.log(sigma / lower) if lower > 0 else math.inf
+        if order == 1 or lower == 0:
+            towards = x0s[0]
+        elif order == 2:
+            towards = x0s[0] + (1 / 2 if midpoint else slope_share(h)) * h / lengths[0] * (x0s[0] - x0s[1])
+        else:
+            towards = ahead(x0s, h, lengths)
+        x = torch.lerp(towards, x, lower / sigma)
+        lengths.appendleft(h)
+    return x
+
+
+def uni_pc(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
+    """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 1 and 2). Order 2, one evaluation a step.
+
+    It predicts as DPM-Solver++(2M) steps. The evaluation where it arrives, which the next step needs anyway,
+    corrects the step just made, by x0's slope and curvature along it. The last step is of order 1.
+    """
+    grid = levels(sigmas)
+    x0, start, higher, h, slope = denoise(x, grid[0]), x, grid[0], 0.0, torch.zeros_like(x)
+    x = torch.lerp(x0, x, grid[1] / grid[0])
+    for i in range(1, len(grid) - 1):
+        sigma, lower = grid[i], grid[i + 1]
+        # Correct the step from `higher` to sigma, which began at `start`.
+        arrived = denoise(x, sigma)
+        h, past_h = math.log(higher / sigma), h
+        change = arrived - x0
+        if i == 1:
+            towards = x0 + change / 2
+        else:  # the weights of x0's slope and of its curvature in the step's exact integral
+            b = slope_share(h)
+            curvature = (change / h - slope) / (h + past_h)
+            towards = x0 + b * change - (2 * b - 1) * h * curvature
+        x = torch.lerp(towards, start, sigma / higher)
+        # Predict the step from sigma to lower.
+        x0, start, higher, slope = arrived, x, sigma, change / h
+        on = math.log(sigma / lower) / 2 * slope if i < len(grid) - 2 else 0.0
+        x = torch.lerp(x0 + on, x, lower / sigma)
+    return x

@@ -1,0 +1,287 @@
+"""What diffusers' `scheduler_config.json` says of a noise process, of the sampler and of its grid.
+
+The names and meanings are those of that file: sampled as it asks, a network is shown the same sigmas and times
+here as there. What would change the picture and cannot be honoured is refused by name.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """How one scheduler of diffusers reads the configuration that they all share."""
+
+    sampler: str  # the sampler here that takes its steps
+    knows: frozenset[str]  # the fields of NoiseConfig that not all of them have
+    whole_times: bool = False  # rounds times; multiplies the first noise by sqrt(1 + sigma^2), not by sigma
+    skips_last: bool = False  # spaces steps + 1 times and leaves out the last
+    ignores: frozenset[str] = frozenset()  # fields of NoiseConfig that all others have
+    defaults: dict[str, Any] = field(default_factory=dict)  # where its own differ from NoiseConfig's
+    states: dict[str, Any] = field(default_factory=dict)  # what else its file must say
+    accepts: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # of a key's values, those honoured here
+
+
+CURVES = frozenset({"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"})
+CLIP = frozenset({"clip_sample", "clip_sample_range"})
+K_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}  # the defaults of some that come from there
+
+SCHEDULERS: dict[str, Scheduler] = {
+    "EulerDiscreteScheduler": Scheduler(
+        sampler="euler", knows=CURVES | {"rescale_betas_zero_snr", "final_sigmas_type"}
+    ),
+    "EulerAncestralDiscreteScheduler": Scheduler(
+        sampler="euler_ancestral", knows=frozenset({"rescale_betas_zero_snr"})
+    ),
+    "HeunDiscreteScheduler": Scheduler(sampler="heun", knows=CURVES, defaults=K_DIFFUSION),
+    "KDPM2DiscreteScheduler": Scheduler(sampler="dpm_2", knows=CURVES, defaults=K_DIFFUSION),
+    "KDPM2AncestralDiscreteScheduler": Scheduler(sampler="dpm_2_ancestral", knows=CURVES, defaults=K_DIFFUSION),
+    "LMSDiscreteScheduler": Scheduler(sampler="lms", knows=CURVES),
+    "DPMSolverSDEScheduler": Scheduler(sampler="dpmpp_sde", knows=CURVES, defaults=K_DIFFUSION),
+    "DPMSolverMultistepScheduler": Scheduler(
+        sampler="dpmpp_2m",
+        knows=CURVES
+        | {"rescale_betas_zero_snr", "final_sigmas_type", "algorithm_type", "solver_order", "solver_type"},
+        whole_times=True,
+        skips_last=True,
+        accepts={
+            "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+            "solver_order": (1, 2, 3),
+            "solver_type": ("midpoint", "heun"),
+            "lower_order_final": (True,),
+        },
+    ),
+    "DPMSolverSinglestepScheduler": Scheduler(
+        sampler="dpmpp_2s",
+        knows=CURVES | {"solver_order"},
+        whole_times=True,
+        skips_last=True,
+        ignores=frozenset({"timestep_spacing", "steps_offset"}),
+        accepts={
+            "algorithm_type": ("dpmsolver++",),
+            "solver_order": (1, 2, 3),
+            "solver_type": ("midpoint",),
+            "final_sigmas_type": ("zero",),
+        },
+    ),
+    "UniPCMultistepScheduler": Scheduler(
+        sampler="uni_pc",
+        knows=CURVES | {"rescale_betas_zero_snr", "final_sigmas_type"},
+        whole_times=True,
+        skips_last=True,
+        states={"solver_order": 2, "solver_type": "bh2"},
+        accepts={"solver_order": (2,), "solver_type": ("bh2",), "lower_order_final": (True,)},
+    ),
+    "DEISMultistepScheduler": Scheduler(
+        sampler="deis",
+        knows=CURVES | {"solver_order"},
+        whole_times=True,
+        skips_last=True,
+        accepts={
+            "algorithm_type": ("deis",),
+            "solver_order": (1, 2, 3),
+            "solver_type": ("logrho",),
+            "lower_order_final": (True,),
+        },
+    ),
+    "DDIMScheduler": Scheduler(  # diffusers' leaves its own grid under `linspace`; here it stays on it
+        sampler="ddim",
+        knows=CLIP | {"rescale_betas_zero_snr", "set_alpha_to_one"},
+        whole_times=True,
+        defaults={"timestep_spacing": "leading", "clip_sample": True},
+    ),
+    "DDPMScheduler": Scheduler(
+        sampler="ddpm",
+        knows=CLIP | {"rescale_betas_zero_snr"},
+        whole_times=True,
+        defaults={"timestep_spacing": "leading", "clip_sample": True},
+    ),
+    "PNDMScheduler": Scheduler(
+        sampler="plms",
+        knows=frozenset({"set_alpha_to_one"}),
+        whole_times=True,
+        defaults={"timestep_spacing": "leading", "set_alpha_to_one": False, "skip_prk_steps": False},
+        states={"skip_prk_steps": True},
+        accepts={"prediction_type": ("epsilon", "v_prediction"), "skip_prk_steps": (True,)},
+    ),
+    "LCMScheduler": Scheduler(
+        sampler="lcm",
+        knows=CLIP | {"rescale_betas_zero_snr", "original_inference_steps"},
+        whole_times=True,
+        ignores=frozenset({"timestep_spacing", "steps_offset"}),
+        defaults={**K_DIFFUSION, "beta_schedule": "scaled_linear"},
+        accepts={"timestep_scaling": (10.0,)},
+    ),
+    "FlowMatchEulerDiscreteScheduler": Scheduler(
+        sampler="euler", knows=frozenset({"shift"}), defaults={"prediction_type": "flow_prediction"}
+    ),
+}
+
+# Which of DPM-Solver++'s samplers, by `algorithm_type` and `solver_order`. Of the SDE's, diffusers has a third
+# order, too: with a wrong sign in its last term, by which it does not converge.
+MULTISTEP = {
+    ("dpmsolver++", 1): "ddim",
+    ("dpmsolver++", 2): "dpmpp_2m",
+    ("dpmsolver++", 3): "dpmpp_3m",
+    ("sde-dpmsolver++", 1): "euler_ancestral",
+    ("sde-dpmsolver++", 2): "dpmpp_2m_sde",
+}
+
+# What diffusers' files may also say: each key with the values under which it changes nothing here.
+_HONOURED: dict[str, tuple[Any, ...]] = {
+    "clip_sample": (False,),
+    "disable_corrector": ([],),
+    "interpolation_type": ("linear",),
+    "invert_sigmas": (False,),
+    "lambda_min_clipped": (-math.inf,),
+    "predict_x0": (True,),
+    "shift_terminal": (None,),
+    "sigma_max": (None,),
+    "sigma_min": (None,),
+    "solver_p": (None,),
+    "stochastic_sampling": (False,),
+    "thresholding": (False,),
+    "timestep_type": ("discrete",),
+    "use_dynamic_shifting": (False,),
+    "use_flow_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "variance_type": (None, "fixed_small"),
+}
+_INERT = {
+    *("base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift", "time_shift_type", "flow_shift"),
+    *("dynamic_thresholding_ratio", "sample_max_value", "noise_sampler_seed"),
+    *("euler_at_final", "skip_prk_steps", "lower_order_final", "timestep_scaling"),
+}
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """The fields of diffusers' `scheduler_config.json`; `scheduler` is its `_class_name`."""
+
+    scheduler: str = "EulerDiscreteScheduler"
+    prediction_type: str = "epsilon"  # epsilon | v_prediction | sample | flow_prediction
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"  # linear | scaled_linear | squaredcos_cap_v2
+    trained_betas: tuple[float, ...] | None = None  # replaces the three above
+    rescale_betas_zero_snr: bool = False
+    timestep_spacing: str = "linspace"  # linspace | leading | trailing
+    steps_offset: int = 0  # added to `leading` times
+    use_karras_sigmas: bool = False  # one of the three, at most: see `schedules`
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    set_alpha_to_one: bool = True  # False: DDIM and PNDM end at sigmas[0] and not at 0
+    final_sigmas_type: str = "zero"  # zero | sigma_min: the same question, as the other schedulers put it
+    algorithm_type: str = "dpmsolver++"  # dpmsolver++ | sde-dpmsolver++
+    solver_order: int = 2  # 1 | 2 | 3
+    solver_type: str = "midpoint"  # midpoint | heun
+    clip_sample: bool = False  # of x0 to +-clip_sample_range
+    clip_sample_range: float = 1.0
+    original_inference_steps: int = 50  # the times that a consistency model was distilled at
+    shift: float = 1.0  # of the flow's times (Esser et al. 2024, equation 23)
+
+    def __post_init__(self) -> None:
+        _one_of("scheduler", self.scheduler, SCHEDULERS)
+        _one_of("beta_schedule", self.beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        _one_of("timestep_spacing", self.timestep_spacing, ("linspace", "leading", "trailing"))
+        _one_of("final_sigmas_type", self.final_sigmas_type, ("zero", "sigma_min"))
+        discrete = ("epsilon", "v_prediction", "sample")
+        _one_of("prediction_type", self.prediction_type, ("flow_prediction",) if self.flow else discrete)
+        scheduler = SCHEDULERS[self.scheduler]
+        for key, allowed in scheduler.accepts.items():
+            if key in scheduler.knows or key == "prediction_type":
+                _one_of(f"{key} of {self.scheduler}", getattr(self, key), allowed)
+        multistep = (self.algorithm_type, self.solver_order)
+        if self.scheduler == "DPMSolverMultistepScheduler" and multistep not in MULTISTEP:
+            raise ValueError(
+                f"solver_order is {self.solver_order} with algorithm_type {self.algorithm_type!r}; expected 1 or 2."
+            )
+        if self.use_karras_sigmas + self.use_exponential_sigmas + self.use_beta_sigmas > 1:
+            raise ValueError(f"More than one of {', '.join(sorted(CURVES))} is true; expected one at most.")
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise ValueError(f"trained_betas has length {len(self.trained_betas)}, not num_train_timesteps.")
+
+    @property
+    def flow(self) -> bool:
+        return self.scheduler == "FlowMatchEulerDiscreteScheduler"
+
+    @property
+    def sampler(self) -> str:
+        """The name of the sampler that the configuration's scheduler corresponds to."""
+        if self.scheduler == "DPMSolverMultistepScheduler":
+            return MULTISTEP[self.algorithm_type, self.solver_order]
+        if self.scheduler in ("DPMSolverSinglestepScheduler", "DEISMultistepScheduler") and self.solver_order == 1:
+            return "ddim"
+        return SCHEDULERS[self.scheduler].sampler
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the samplers that know it are told: as in diffusers, where one scheduler's file opens as another's."""
+        knows = SCHEDULERS[self.scheduler].knows
+        said: dict[str, Any] = {}
+        if "solver_order" in knows and self.scheduler != "DPMSolverMultistepScheduler":
+            said["order"] = self.solver_order
+        if "solver_type" in knows:
+            said["midpoint"] = self.solver_type == "midpoint"
+        if self.clip_sample:
+            said["clip"] = self.clip_sample_range
+        if self.prediction_type == "v_prediction" and self.scheduler == "PNDMScheduler":
+            said["velocity"] = True
+        return said
+
+    @property
+    def ends_at_zero(self) -> bool:
+        """Whether the scheduler's own grid goes down to no noise at all."""
+        if self.scheduler == "DEISMultistepScheduler":
+            return False
+        return self.set_alpha_to_one and self.final_sigmas_type == "zero"
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """The configuration that a `scheduler_config.json` holds.
+
+        Raises ValueError for a scheduler, key or value that would change the picture and cannot be honoured.
+        A key that another scheduler would read and this one does not is passed over, as diffusers does.
+        """
+        name = config.get("_class_name", cls.scheduler)
+        _one_of("_class_name", name, SCHEDULERS)
+        scheduler, known = SCHEDULERS[name], _fields(name)
+        values: dict[str, Any] = {}
+        for key, value in {**scheduler.defaults, **config}.items():
+            if key in known:
+                values[key] = tuple(value) if isinstance(value, list) else value
+            elif key in scheduler.accepts:
+                _one_of(f"{key} of {name}", value, scheduler.accepts[key])
+            elif key in _HONOURED:
+                _one_of(key, value, _HONOURED[key])
+            elif key.startswith("_") or key in _INERT or key in ALL_FIELDS or value in (None, False):
+                continue
+            else:
+                raise ValueError(f"{name} with {key}={value!r} is not supported; the key is unknown.")
+        return cls(**{**values, "scheduler": name})
+
+    def to_dict(self) -> dict[str, Any]:
+        """A `scheduler_config.json` that says the same, in the keys that its scheduler knows."""
+        known = _fields(self.scheduler)
+        if self.flow:  # of the fields that the others share, it has the number of times alone
+            known = SCHEDULERS[self.scheduler].knows | {"num_train_timesteps"}
+        kept = {key: value for key, value in asdict(self).items() if key in known}
+        return {"_class_name": self.scheduler, **kept, **SCHEDULERS[self.scheduler].states}
+
+
+ALL_FIELDS = frozenset(field.name for field in fields(NoiseConfig)) - {"scheduler"}
+
+
+def _fields(name: str) -> frozenset[str]:
+    """The fields of NoiseConfig that a scheduler reads."""
+    scheduler = SCHEDULERS[name]
+    special = frozenset[str]().union(*(other.knows for other in SCHEDULERS.values()))
+    return (ALL_FIELDS - special - scheduler.ignores) | scheduler.knows
+
+
+def _one_of(key: str, value: Any, allowed: Collection[Any]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key} is {value!r}; expected {' or '.join(map(repr, allowed))}.")

@@ -1,0 +1,215 @@
+"""Samplers that add noise as they go: solvers of the reverse SDE, ancestral sampling, restarts.
+
+`eta` is how much of the SDE's noise is added: at 0 each is a solver of the ODE. `s_noise` multiplies the noise.
+Noise is drawn in the order of the steps. See `samplers` for their form.
+Lu et al. 2022b is DPM-Solver++.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from diffusion.schedules import karras
+from diffusion.seeds import Draw
+from diffusion.steps import (
+    Denoise,
+    ahead,
+    ancestral,
+    heun_step,
+    levels,
+    midpoint_step,
+    slope_share,
+)
+
+
+def euler_ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Tensor:
+    """A draw from the posterior q(x_lower | x, x0) at each step: k-diffusion's ancestral sampler, of Euler's steps."""
+    for sigma, lower in pairwise(levels(sigmas)):
+        weight, up = ancestral(sigma, lower, eta)
+        x = torch.lerp(denoise(x, sigma), x, weight)
+        if up > 0:
+            x = x + s_noise * up * noise()
+    return x
+
+
+def ddim(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, eta: float = 0.0, clip: float | None = None
+) -> Tensor:
+    """DDIM (Song et al. 2021a, equation 12), Euler's method on sigma, as that paper's equation 14 shows. Order 1.
+
+    x0 is clipped to +-`clip`, if given; the noise in x is still taken to be what it was before.
+    """
+    for sigma, lower in pairwise(levels(sigmas)):
+        weight, up = ancestral(sigma, lower, eta)
+        x0 = denoise(x, sigma)
+        x = torch.lerp(x0, x, weight)
+        if clip is not None:
+            x = x + (x0.clamp(-clip, clip) - x0)
+        if up > 0:
+            x = x + up * noise()
+    return x
+
+
+def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, clip: float | None = None) -> Tensor:
+    """DDPM (Ho et al. 2020, algorithm 2 with the variance of equation 7), x0 clipped to +-`clip`, if given."""
+    return euler_ancestral(_clipped(denoise, clip), x, sigmas, noise)
+
+
+def lcm(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, s_noise: float = 1.0, clip: float | None = None
+) -> Tensor:
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1), as latent consistency models do it."""
+    denoise = _clipped(denoise, clip)
+    for sigma, lower in pairwise(levels(sigmas)):
+        x = denoise(x, sigma)
+        if lower > 0:
+            x = x + s_noise * lower * noise()
+    return x
+
+
+def _clipped(denoise: Denoise, clip: float | None) -> Denoise:
+    return denoise if clip is None else lambda x, sigma: denoise(x, sigma).clamp(-clip, clip)
+
+
+def dpm_2_ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Tensor:
+    """k-diffusion's ancestral sampler, of DPM-Solver-2's steps (see `dpm_2`). Two evaluations a step."""
+    for sigma, lower in pairwise(levels(sigmas)):
+        weight, up = ancestral(sigma, lower, eta)
+        x = midpoint_step(denoise, x, sigma, weight * sigma) if weight > 0 else denoise(x, sigma)
+        if up > 0:
+            x = x + s_noise * up * noise()
+    return x
+
+
+def dpmpp_2s_ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Tensor:
+    """k-diffusion's ancestral sampler, of DPM-Solver++(2S)'s steps (see `ode`). Two evaluations a step."""
+    for sigma, lower in pairwise(levels(sigmas)):
+        weight, up = ancestral(sigma, lower, eta)
+        x0 = denoise(x, sigma)
+        if weight > 0:  # x0 as it is at the middle of the step
+            middle = math.sqrt(weight)
+            x0 = denoise(torch.lerp(x0, x, middle), middle * sigma)
+        x = torch.lerp(x0, x, weight)
+        if up > 0:
+            x = x + s_noise * up * noise()
+    return x
+
+
+def dpmpp_sde(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Tensor:
+    """DPM-Solver++(2S) for the SDE (Lu et al. 2022b, with r = 1/2), k-diffusion's. Two evaluations a step.
+
+    The noise to the middle of a step and to its end is that of one Brownian path in sigma, whose two intervals
+    overlap. Draws are independent, as are increments over intervals that do not: the second interval's increment
+    is the sum of the first's and of one over what remains.
+    """
+    for sigma, lower in pairwise(levels(sigmas)):
+        x0 = denoise(x, sigma)
+        if lower == 0:
+            x = x0
+            continue
+        middle = math.sqrt(sigma * lower)
+        first = noise() if eta > 0 else torch.zeros_like(x)
+        weight, up = ancestral(sigma, middle, eta)
+        x0 = denoise(torch.lerp(x0, x, weight) + s_noise * up * first, middle)
+        weight, up = ancestral(sigma, lower, eta)
+        x = torch.lerp(x0, x, weight)
+        if up > 0:
+            done = (sigma - middle) / (sigma - lower)  # the share of the path's variance
+            x = x + s_noise * up * (math.sqrt(done) * first + math.sqrt(1 - done) * noise())
+    return x
+
+
+def dpmpp_2m_sde(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    midpoint: bool = True,
+) -> Tensor:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b). One evaluation a step.
+
+    x0's slope is taken at the middle of the step or, without `midpoint`, all along it. With eta 0 it is `dpmpp_2m`.
+    """
+    previous, past = x, 0.0
+    for i, (sigma, lower) in enumerate(pairwise(levels(sigmas))):
+        x0 = denoise(x, sigma)
+        if lower == 0:
+            return x0
+        h, towards = math.log(sigma / lower), x0
+        if i > 0:
+            share = 1 / 2 if midpoint else slope_share((1 + eta) * h)
+            towards = x0 + share * h / past * (x0 - previous)
+        x = _forget(x, towards, h, eta) + _added(lower, h, eta, s_noise, noise)
+        previous, past = x0, h
+    return x
+
+
+def dpmpp_3m_sde(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Tensor:
+    """DPM-Solver++(3M) for the SDE, k-diffusion's. With eta 0 it is `dpmpp_3m` but for its lower orders."""
+    x0s, lengths = deque[Tensor](maxlen=3), deque[float](maxlen=2)
+    for sigma, lower in pairwise(levels(sigmas)):
+        x0s.appendleft(denoise(x, sigma))
+        if lower == 0:
+            return x0s[0]
+        h = math.log(sigma / lower)
+        towards = ahead(x0s, h, lengths, 1 + eta) if len(x0s) > 1 else x0s[0]
+        x = _forget(x, towards, h, eta) + _added(lower, h, eta, s_noise, noise)
+        lengths.appendleft(h)
+    return x
+
+
+def _forget(x: Tensor, towards: Tensor, h: float, eta: float) -> Tensor:
+    """x after a step of length h in -log sigma, without the noise that the SDE adds on the way."""
+    return torch.lerp(towards, x, math.exp(-(1 + eta) * h))
+
+
+def _added(lower: float, h: float, eta: float, s_noise: float, noise: Draw) -> Tensor | float:
+    return s_noise * lower * math.sqrt(-math.expm1(-2 * eta * h)) * noise() if eta > 0 else 0.0
+
+
+def restart(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, s_noise: float = 1.0) -> Tensor:
+    """Restart sampling (Xu et al. 2023, algorithm 1) of Heun's steps, where the web UI of AUTOMATIC1111 restarts.
+
+    From 20 steps on, a part of them is spent on going back from sigma 0.1 to 2 and down again, once or twice, on
+    grids of equation 5 of Karras et al. 2022.
+    """
+    arrived = sigmas[0].item()
+    for sigma, lower in _with_restarts(levels(sigmas)):
+        if sigma > arrived:
+            x = x + s_noise * math.sqrt(sigma**2 - arrived**2) * noise()
+        x = heun_step(denoise, x, sigma, lower)
+        arrived = lower
+    return x
+
+
+def _with_restarts(grid: Sequence[float], low: float = 0.1, high: float = 2.0) -> Iterator[tuple[float, float]]:
+    """The steps of restart sampling, about as many as the grid has."""
+    steps = len(grid) - 1
+    if steps < 20:
+        yield from pairwise(grid)
+        return
+    again, times = (9, 1) if steps < 36 else (steps // 4, 2)
+    main = [*karras(grid[0], grid[-2], steps - again * times).tolist(), grid[-1]]
+    bottom, top = (min(main, key=lambda sigma: abs(sigma - near)) for near in (low, high))
+    for sigma, lower in pairwise(main):
+        yield sigma, lower
+        if lower == bottom < top:
+            for _ in range(times):
+                yield from pairwise(karras(top, bottom, again + 1).tolist())

@@ -1,0 +1,82 @@
+"""What samplers are made of.
+
+    denoise(x, sigma)   the expected x0 of x = x0 + sigma * eps, all of the batch at one sigma
+    noise()             one draw of standard normal numbers of x's shape, independent of all others
+
+A step to a lower sigma moves x along the line to the expected x0. A `lerp` does it without subtracting large
+numbers; x + (lower - sigma) * slope, from a zero-SNR model's sigma of 4096, loses 4 of float32's 7 digits.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from diffusion.seeds import Draw
+
+Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) => x0
+
+
+def levels(sigmas: Tensor) -> list[float]:
+    """The sigmas as numbers. Of equal neighbours one stays: a step of no length changes nothing but history."""
+    return [sigma for sigma, _ in groupby(sigmas.tolist())]
+
+
+def heun_step(denoise: Denoise, x: Tensor, sigma: float, lower: float) -> Tensor:
+    """The slope (x - x0) / sigma changes over the Euler step by the change of x0 alone: x stays on its line."""
+    x0 = denoise(x, sigma)
+    x = torch.lerp(x0, x, lower / sigma)
+    return x + (sigma / lower - 1) / 2 * (denoise(x, lower) - x0) if lower > 0 else x
+
+
+def midpoint_step(denoise: Denoise, x: Tensor, sigma: float, lower: float) -> Tensor:
+    """From sigma to lower > 0 along the slope at their geometric mean."""
+    x0, middle = denoise(x, sigma), math.sqrt(sigma * lower)
+    change = denoise(torch.lerp(x0, x, middle / sigma), middle) - x0
+    return torch.lerp(x0, x, lower / sigma) + (sigma - lower) / middle * change
+
+
+def ancestral(sigma: float, lower: float, eta: float) -> tuple[float, float]:
+    """A step to `lower` as one further down, to weight * sigma, and noise of spread `up` that leads back.
+
+    The noise is eta times that of the posterior q(x_lower | x, x0) (Song et al. 2021a, equation 16), at most all.
+    """
+    ratio = lower / sigma
+    up = min(lower, eta * lower * math.sqrt(1 - ratio**2))
+    return ratio * math.sqrt(max(0.0, eta**2 * ratio**2 + (1 - eta**2))), up
+
+
+def churn(
+    x: Tensor, sigma: float, steps: int, noise: Draw, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
+) -> tuple[Tensor, float]:
+    """x with noise added, and its new sigma (Karras et al. 2022, algorithm 2, lines 4 to 6)."""
+    gamma = min(s_churn / steps, math.sqrt(2) - 1)
+    if gamma == 0 or not s_tmin <= sigma <= s_tmax:
+        return x, sigma
+    higher = sigma * (1 + gamma)
+    return x + s_noise * math.sqrt(higher**2 - sigma**2) * noise(), higher
+
+
+def slope_share(h: float) -> float:
+    """How far ahead the exact integral over a step of length h in -log sigma looks along x0's slope, of h.
+
+    1/2 for a short step, for which it is as good to look ahead to the middle; 1 for an endless one.
+    """
+    return -1 / math.expm1(-h) - 1 / h
+
+
+def ahead(x0s: Sequence[Tensor], h: float, past: Sequence[float], stretch: float = 1) -> Tensor:
+    """The point that DPM-Solver++(3M) heads for over a step h: x0 goes on with its slope and curvature in -log sigma.
+
+    x0s: two or three, the latest first; past: the lengths of the steps between them. `stretch` is 1 + eta, by
+    which an SDE forgets sooner than the ODE.
+    """
+    b = slope_share(stretch * h)
+    slope = (x0s[0] - x0s[1]) / past[0]
+    if len(x0s) == 2:
+        return x0s[0] + b * h * slope
+    curvature = (slope - (x0s[1] - x0s[2]) / past[1]) / (past[0] + past[1])
+    c = (b + 1 / (stretch * h)) / 2 - b / (stretch * h)
+    return x0s[0] + b * h * (slope + past[0] * curvature) + c * h**2 * curvature

@@ -8,11 +8,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from diffusion.parameters import read_parameters, write_parameters
+from diffusion.parameters import read_parameters, split_parameters, write_parameters
 from diffusion.request import Request, Resolved, from_json, to_json
 
 VERSION = "0.1.0"
@@ -60,6 +60,24 @@ def describe(
     return {"parameters": write_parameters(request, fields), "oboro": json.dumps(said, ensure_ascii=False)}
 
 
+def record_of(texts: dict[str, str]) -> dict[str, Any]:
+    """What our own chunk records; of another program's picture, the name of its model alone.
+
+    Raises ValueError where the chunk is broken.
+    """
+    if "oboro" not in texts:
+        _, _, line = split_parameters(texts.get("parameters", ""))
+        return {"model": {"name": line.get("Model", ""), "weights": {}}}
+    try:
+        record = json.loads(texts["oboro"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The picture's oboro chunk is broken: {error}.") from None
+    match record:
+        case {"request": dict(), "model": {"name": str(), "weights": dict()}, "versions": dict()}:
+            return record
+    raise ValueError("The picture's oboro chunk is broken: it lacks the request, the model or the versions.")
+
+
 def request_of(texts: dict[str, str], files: Iterable[bytes] = ()) -> Request:
     """The request that a picture was made from: all of it from our own chunk, else what `parameters` tells.
 
@@ -67,11 +85,7 @@ def request_of(texts: dict[str, str], files: Iterable[bytes] = ()) -> Request:
     where neither chunk is there, one is broken or a file is not given.
     """
     if "oboro" in texts:
-        try:
-            record = json.loads(texts["oboro"])["request"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"The picture's oboro chunk is broken: {error}.") from None
-        return from_json(record, files)
+        return from_json(record_of(texts)["request"], files)
     if "parameters" not in texts:
         raise ValueError("The picture does not say how it was made: it has neither `oboro` nor `parameters`.")
     return read_parameters(texts["parameters"])

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from diffusion.adapters import Lora
 from diffusion.checkpoint import DEFAULT_MODEL
+from diffusion.credentials import Signer
 from diffusion.durable import write_atomically
 from diffusion.metadata import digest
 from diffusion.open import AnyPipeline, open_pipeline
@@ -81,6 +82,7 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what is written").add_argument
     add("--out", type=Path, default=Path("outputs"), help="a folder, or a file (default: %(default)s)")
     add("--format", choices=sorted(set(FORMATS.values())), type=str.upper, help="of files in a folder (default: PNG)")
+    add("--sign", nargs=2, type=Path, metavar=("CERTIFICATE", "KEY"), help="sign that a model made them: C2PA, offline")
     add("--grid", action="store_true", help="write all pictures on one sheet, too")
     add("--json", action="store_true", help="print a line of JSON a picture, not its path alone")
     add("--dry-run", action="store_true", help="check everything, print what would be made, and stop")
@@ -106,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     device = find_device(args.device)
+    signer = Signer(*args.sign) if args.sign else None
     pipeline = open_pipeline(args.model, device, getattr(torch, args.dtype), args.folder_of_loras)
     requests = requests_of(args, pipeline)
     paths = paths_of(args.out, args.format, requests, pipeline)
@@ -124,7 +127,9 @@ def run(args: argparse.Namespace) -> int:
         pictures = pipeline.generate(requests, lambda _: bar.update())
         try:
             for path, picture in zip(paths, pictures, strict=True):
-                write_atomically(path, picture.file(FORMATS[path.suffix.lower()]))
+                format = FORMATS[path.suffix.lower()]
+                file = picture.file(format)
+                write_atomically(path, signer.sign(file, format) if signer else file)
                 images.append(picture.image)
                 report(path, picture.request, args.json)
         except KeyboardInterrupt:

@@ -17,7 +17,10 @@ MAY_IMPORT = {
 # What the way from a prompt to a picture is made of, besides the standard library.
 LIGHT = {"torch", "safetensors", "tokenizers", "PIL", "tqdm"}
 # The exceptions: what a file may import besides, inside the function that needs it.
-LATE = {"diffusion/foreign.py": {"diffusers", "transformers"}}
+LATE = {
+    "diffusion/foreign.py": {"diffusers", "transformers"},
+    "diffusion/credentials.py": {"c2pa", "cryptography"},
+}
 FILES = [path.relative_to(ROOT).as_posix() for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -61,9 +61,9 @@ def test_request_from_the_form_alone(model: Model) -> None:
         ({}, "neither"),
         ({"oboro": "{"}, "oboro chunk is broken"),
         ({"oboro": "{}"}, "oboro chunk is broken"),
-        ({"oboro": '{"request": {"prompts": "x"}}'}, "no field 'prompts'"),
-        ({"oboro": '{"request": {}}'}, "no prompt"),
-        ({"oboro": '{"request": "a cat"}'}, "expected an object"),
+        ({"oboro": '{"request": {"prompt": "x"}}'}, "oboro chunk is broken"),
+        ({"oboro": '{"request": {}, "model": {"name": "x", "weights": {}}, "versions": {}}'}, "no prompt"),
+        ({"oboro": '{"request": "x", "model": {"name": "x", "weights": {}}, "versions": {}}'}, "oboro chunk is broken"),
         ({"parameters": "x\nSteps: many, Sampler: Euler, Seed: 1"}, "parameters are broken"),
     ],
 )

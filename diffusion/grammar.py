@@ -48,6 +48,11 @@ class Term(NamedTuple):
     spans: tuple[Span, ...]  # the last one ends with the last step
 
 
+def has_syntax(prompt: str) -> bool:
+    """Whether there is anything in a prompt that some syntax, or a template, takes for more than text."""
+    return bool(re.search(r"[()\[\]{}\\]|\b(?:AND|BREAK)\b|\bembedding:", prompt))
+
+
 def read(prompt: str, steps: int, syntax: str, negative: bool = False) -> list[Term]:
     """A prompt as the terms that AND joins; a negative prompt is always one."""
     if syntax != "a1111":

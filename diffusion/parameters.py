@@ -53,6 +53,8 @@ KEYS = (
     Key("Sigma tmin", "s_tmin", float),
     Key("Sigma tmax", "s_tmax", float),
     Key("Sigma noise", "s_noise", float),
+    Key("Clip skip", "clip_skip", int),
+    Key("CFG Rescale", "guidance_rescale", float),
     Key("Variation seed", "variation_seed", int),
     Key("Variation seed strength", "variation_strength", float),
 )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from diffusion.adapters import Adapters, Lora
 from diffusion.checkpoint import Model
-from diffusion.conditioning import Conditioning, encode
 from diffusion.denoiser import Denoiser
-from diffusion.guidance import guide
+from diffusion.guidance import ALL, guide
 from diffusion.metadata import describe
+from diffusion.reader import Reader
 from diffusion.request import Request, Resolved, resolve, sigmas
 from diffusion.samplers import OPTIONS, Denoise, Sampler, sampler
 from diffusion.seeds import Draw, seeded, varied
@@ -65,6 +64,7 @@ class Pipeline:
         self.device = torch.device(device)
         self.dtype = dtype  # of the U-Net alone: it runs at every step, the others once a picture
         self.text_encoders = [encoder.to(self.device) for encoder in model.text_encoders]
+        self.reader = Reader(model, self.text_encoders, dtype)
         self.autoencoder = model.autoencoder.to(self.device)
         unet = model.unet.to(self.device, dtype)
         self.denoiser = Denoiser(unet, model.noise, model.noise.config.prediction_type, dtype)
@@ -101,28 +101,17 @@ class Pipeline:
         return self._adapted[1]
 
     def _generate(self, request: Resolved, index: int, progress: Report | None) -> Picture:
-        text = self.encode(request.prompt).sized(request.height, request.width)
-        negative = self.encode(request.negative) if request.negative else self.nothing
-        negative = negative.sized(request.height, request.width)
-        denoise = guide(self.denoiser, text, negative, request.guidance)  # (x, sigma) => x0
+        sigmas = self.sigmas(request)  # [steps + 1]
+        texts, negative = self.reader.prompt(request, sigmas), self.reader.negative(request, sigmas)
+        rescale, interval = request.guidance_rescale or 0.0, request.guidance_interval or ALL
+        denoise = guide(self.denoiser, texts, negative, request.guidance, rescale, interval)  # (x, sigma) => x0
         if progress is not None:
             denoise = watch(denoise, progress, index, self.evaluations(request))
 
-        sigmas = self.sigmas(request)  # [steps + 1]
         noise = self.noise(request)
         x = noise() * self.model.noise.start(sigmas[0].item())  # [1, C, h, w]
         latents = self.sampler(request)(denoise, x, sigmas, noise)  # [1, C, h, w]
         return Picture(self.image(latents), request, self.describe(request))
-
-    def encode(self, prompt: str) -> Conditioning:
-        ids = [tokenizer([prompt]).to(self.device) for tokenizer in self.model.tokenizers]  # [1, L] each
-        return encode(self.text_encoders, ids, self.model.reading).to(self.dtype)
-
-    @cached_property
-    def nothing(self) -> Conditioning:
-        """The encoding of the empty prompt, which most pictures are led away from."""
-        encoding = self.encode("")
-        return encoding.zeros() if self.model.reading.empty_is_zero else encoding
 
     def sigmas(self, request: Resolved) -> Tensor:
         """The noise levels to sample at, [steps + 1]."""

@@ -10,17 +10,22 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from diffusion.adapters import Lora, loras_from_json, split_loras
 from diffusion.checkpoint import Model
+from diffusion.chunks import chunks
+from diffusion.grammar import SYNTAXES, has_syntax, read
 from diffusion.samplers import DISCARDS_PENULTIMATE, OPTIONS, SAMPLERS, effective, our_sampler
 from diffusion.schedules import SCHEDULES, our_schedule, schedule
+from diffusion.wildcards import fill
 
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100
+DEFAULT_SYNTAX = "a1111"
 MAX_SIDE = 2048  # pixels
 MAX_OPTION = 10**9
 XL_WIDTH = 2048  # of the text that Stable Diffusion XL's U-Net reads
@@ -50,6 +55,14 @@ class Request:
     width: int | None = None  # pixels
     height: int | None = None
     _: KW_ONLY
+    # how its prompts are read
+    prompt_syntax: str | None = None  # a name in grammar.SYNTAXES; None is a1111
+    template: str | None = None  # what `prompt` was drawn from; see wildcards.py
+    negative_template: str | None = None
+    clip_skip: int | None = None  # the text encoders' last layer that is read, counted from the end: 1 is the last
+    # how it is guided
+    guidance_rescale: float | None = None  # 0 to 1; see guidance.py
+    guidance_interval: tuple[float, float] | None = None  # of sigmas
     # options of the samplers that know them; None is the sampler's own value
     eta: float | None = None  # how much noise is added on the way, of what the SDE adds
     s_churn: float | None = None  # noise added before each step, in sum (Karras et al. 2022, algorithm 2)
@@ -94,19 +107,33 @@ def resolve(request: Request, model: Model) -> Resolved:
     resolved = Resolved(**values)
 
     check_texts(resolved)
+    resolved = draw_prompts(resolved)
     prompt, tagged = split_loras(resolved.prompt)
     resolved = replace(resolved, prompt=prompt, loras=(*resolved.loras, *tagged))
-    _check_length("prompt", resolved.prompt, model)
-    _check_length("negative prompt", resolved.negative, model)
     if not isinstance(resolved.schedule, tuple):
         _check_name("schedule", resolved.schedule, SCHEDULES)
     multiple = model.autoencoder.factor * 2 ** (len(model.unet.config.block_out_channels) - 1)
-    resolved = check_numbers(resolved, multiple)
+    resolved = _check_guidance(check_numbers(resolved, multiple))
+    resolved = _check_prompts(resolved, model)
     sigmas(resolved, model)  # raises where the grid has not so many steps to give
     if resolved.variation_seed is not None:
         _check_number("The variation seed", resolved.variation_seed, 0, MAX_SEED, whole=True)
         _check_number("The variation strength", resolved.variation_strength, 0, 1, whole=False)
     return resolved
+
+
+R = TypeVar("R", bound=Request)
+
+
+def draw_prompts(request: R, folder: Path | None = None) -> R:
+    """The request with what its prompts leave to chance drawn by its seed; `folder` is of files of wildcards."""
+    said: dict[str, str] = {}
+    for field, template in (("prompt", "template"), ("negative", "negative_template")):
+        text = getattr(request, field)
+        if request.prompt_syntax != "plain" and getattr(request, template) is None:
+            drawn = fill(text, f"{field} {request.seed}", folder)
+            said |= {field: drawn, template: text} if drawn != text else {}
+    return replace(request, **said)  # type: ignore[arg-type]
 
 
 def check_texts(request: Resolved) -> None:
@@ -229,11 +256,40 @@ def _variation(request: Request) -> dict[str, Any]:
     return {"variation_seed": seed, "variation_strength": strength}
 
 
-def _check_length(name: str, text: str, model: Model) -> None:
-    tokenizer = model.tokenizers[0]
-    tokens, room = len(tokenizer.encode(text)), tokenizer.length - 2  # less start and end
-    if tokens > room:
-        raise ValueError(f"The {name} is {tokens} tokens long and this model reads {room}; shorten it.")
+def _check_prompts(request: Resolved, model: Model) -> Resolved:
+    """The same request, whose prompts can be read; how, is unsaid where there is but one way."""
+    syntax = DEFAULT_SYNTAX if request.prompt_syntax is None else request.prompt_syntax
+    _check_name("prompt syntax", syntax, SYNTAXES)
+    for prompt, negative in ((request.prompt, False), (request.negative, True)):
+        spans = [span for term in read(prompt, request.steps, syntax, negative) for span in term.spans]
+        for text in {span.text for span in spans}:
+            for tokenizer in model.tokenizers:
+                chunks(text, syntax, tokenizer)
+    if syntax == DEFAULT_SYNTAX and not has_syntax(request.prompt) and not has_syntax(request.negative):
+        request = replace(request, prompt_syntax=None)
+    else:
+        request = replace(request, prompt_syntax=syntax)
+    if request.clip_skip is not None:
+        layers = min(encoder.config.layers for encoder in model.text_encoders)
+        _check_number("The clip skip", request.clip_skip, 1, layers, whole=True)
+        if request.clip_skip == model.reading.skip + 1:
+            request = replace(request, clip_skip=None)
+    return request
+
+
+def _check_guidance(request: Resolved) -> Resolved:
+    """The same request, with the extras of guidance checked, and unsaid where they change nothing."""
+    if request.guidance_rescale is not None:
+        _check_number("The guidance rescale", request.guidance_rescale, 0, 1, whole=False)
+    if request.guidance_interval is not None:
+        interval = tuple(request.guidance_interval) if isinstance(request.guidance_interval, list | tuple) else ()
+        numbers = all(isinstance(sigma, int | float) and sigma >= 0 for sigma in interval)
+        if len(interval) != 2 or not numbers or not interval[0] < interval[1]:
+            raise ValueError(
+                f"The guidance interval is {request.guidance_interval!r}; expected two sigmas, the lower one first."
+            )
+        request = replace(request, guidance_interval=(float(interval[0]), float(interval[1])))
+    return replace(request, guidance_rescale=request.guidance_rescale or None)
 
 
 def _check_number(name: str, value: Any, low: int, high: int, whole: bool) -> None:

@@ -18,12 +18,14 @@ from diffusion.adapters import Lora
 from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.credentials import Signer
 from diffusion.durable import write_atomically
+from diffusion.grammar import SYNTAXES
 from diffusion.metadata import digest
 from diffusion.open import AnyPipeline, open_pipeline
-from diffusion.request import Request, Resolved, to_json
+from diffusion.request import DEFAULT_SYNTAX, Request, Resolved, draw_prompts, to_json
 from diffusion.samplers import SAMPLERS, options
 from diffusion.schedules import SCHEDULES
 from diffusion.texts import FORMATS, encode_picture
+from diffusion.wildcards import combinations
 
 DTYPES = ("float32", "float16", "bfloat16")
 COMMAND = "python -m diffusion.sample"
@@ -33,6 +35,7 @@ EXAMPLES = """examples:
   python -m diffusion.sample "a red apple" "a blue star" --count 4 --grid
   python -m diffusion.sample "a cat" --seed 7 --steps 50 --sampler heun --guidance 5
   python -m diffusion.sample "a cat" --seed 7 --variation-strength 0.2 --count 4
+  python -m diffusion.sample "a {red|blue} (apple:1.2)" "a {e$$cat|dog} at [night:noon:0.3]"
   python -m diffusion.sample "a cat" --model path/to/folder --size 512x768 --device cuda --dtype float16
   python -m diffusion.sample "a cat" --model path/to/folder --loras path/to/loras --lora ink:0.8 --lora detail
 
@@ -60,6 +63,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
     add("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)}; or a list of sigmas: 14.6,3.1,0.5,0")
     add("--guidance", type=float, help="how closely to follow the prompt; 1 is the plain model")
+    add("--guidance-rescale", type=float, metavar="0..1", help="keeps strong guidance from overexposing; try 0.7")
+    add("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide between these sigmas alone")
+
+    add = parser.add_argument_group("how prompts are read; python -m diffusion.prompt explains one").add_argument
+    add("--prompt-syntax", metavar="NAME", help=f"{', '.join(SYNTAXES)} (default: {DEFAULT_SYNTAX})")
+    add("--clip-skip", type=int, help="read the text encoders' n-th last layer; 1 is the last")
+    add("--wildcards", type=Path, metavar="FOLDER", help="__name__ in a prompt is a line of FOLDER/name.txt")
 
     add = parser.add_argument_group("options of some samplers; by default, the sampler's own").add_argument
     add("--eta", type=float, help="how much noise is added on the way: 0 none, 1 all of the SDE's; " + _that("eta"))
@@ -155,11 +165,15 @@ def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolve
         said["width"], said["height"] = size(args.size)
     requests = []
     for prompt in args.prompts:
-        first = pipeline.resolve(Request(prompt, **said))
-        # Pictures of one prompt differ in their seed; variations of one picture in the seed that they go to.
-        seed = "seed" if first.variation_seed is None else "variation_seed"
-        numbered = [{seed: getattr(first, seed) + i} for i in range(args.count)]
-        requests += [pipeline.resolve(replace(first, **number)) for number in numbered]
+        for template in [prompt] if args.prompt_syntax == "plain" else combinations(prompt):
+            asked = Request(template, **said)
+            first = pipeline.resolve(asked)
+            asked = replace(asked, seed=first.seed, variation_seed=first.variation_seed)
+            # Pictures of one prompt differ in their seed; variations of one picture in the seed that they go to.
+            seed = "seed" if first.variation_seed is None else "variation_seed"
+            for i in range(args.count):
+                request = replace(asked, **{seed: getattr(first, seed) + i})
+                requests.append(pipeline.resolve(draw_prompts(request, args.wildcards) if args.wildcards else request))
     return requests
 
 

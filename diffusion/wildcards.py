@@ -166,8 +166,11 @@ def _group(options: list[list[str | Group]]) -> Group:
 def _joined(nodes: list[str | Group]) -> Nodes:
     """Neighbouring texts as one."""
     joined: list[str | Group] = []
-    for text, run in itertools.groupby(nodes, lambda node: isinstance(node, str)):
-        joined += ["".join(run)] if text else run  # type: ignore[arg-type]
+    for node in nodes:
+        if isinstance(node, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += node
+        else:
+            joined.append(node)
     return tuple(joined)
 
 

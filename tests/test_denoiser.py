@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion.conditioning import Conditioning, stack
 from diffusion.denoiser import PREDICTION_TYPES, Denoiser, Loss, logit_normal
-from diffusion.guidance import guide
+from diffusion.guidance import always, guide
 from diffusion.noise import Noise
 from diffusion.samplers import SAMPLERS
 from diffusion.schedulers import NoiseConfig
@@ -152,7 +152,7 @@ def test_guidance_goes_past_the_text() -> None:
     without = denoiser(x, 2.0, denoiser.context(negative))
     for scale in (0.0, 1.0, 7.5):
         network.contexts, network.rows = 0, []
-        denoise = guide(denoiser, text, negative, scale)
+        denoise = guide(denoiser, [always(text)], always(negative), scale)
         for _ in range(3):
             guided = without + scale * (with_text - without)
             torch.testing.assert_close(denoise(x, 2.0), guided, rtol=1e-4, atol=1e-5)
@@ -205,7 +205,7 @@ def test_pictures_equal_diffusers(scheduler: str, config: dict, prediction_type:
 
     # As we do.
     sigmas = schedule(noise, "automatic", steps)
-    denoise = guide(Denoiser(network, noise, prediction_type), text, negative, scale)
+    denoise = guide(Denoiser(network, noise, prediction_type), [always(text)], always(negative), scale)
     x = start * noise.start(sigmas[0].item())
     ours = SAMPLERS[noise.config.sampler](denoise, x, sigmas, lambda: start)
 

@@ -210,8 +210,16 @@ def test_overflow_is_no_picture(tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (Request("q z " * 20), "The prompt is 40 tokens long and this model reads 14"),
-        (Request("a", negative="q " * 15), "The negative prompt is 15 tokens long"),
+        (Request("q z " * 20, prompt_syntax="plain"), "has 40 tokens and this model reads 14 at once"),
+        (Request("a", negative="q " * 15, prompt_syntax="plain"), "has 15 tokens"),
+        (Request("a", prompt_syntax="a111"), "There is no prompt syntax 'a111'; choose one of a1111, comfy, plain"),
+        (Request("(a:1001)"), "The weight of 'a' is 1001; expected at most 1000"),
+        (Request("a", negative="[b:c:0.5] (d:1e9)", prompt_syntax="comfy"), "The weight of 'd'"),
+        (Request("a {e$$b|c}"), "asks by {e$$b|c} for several pictures"),
+        (Request("a", clip_skip=3), "The clip skip is 3; expected a whole number from 1 to 2"),
+        (Request("a", guidance_rescale=1.5), "The guidance rescale is 1.5; expected a number from 0 to 1"),
+        (Request("a", guidance_interval=(5, 1)), "The guidance interval is (5, 1); expected two sigmas"),
+        (Request("a", guidance_interval=(1,)), "expected two sigmas"),  # type: ignore[arg-type]
         (Request("a \udcff"), "not valid Unicode"),
         (Request(5), "expected a text"),  # type: ignore[arg-type]
         (Request("a", seed=-2), "The seed is -2"),

@@ -14,7 +14,7 @@ from diffusion.autoencoder import Autoencoder, PixelSpace
 from diffusion.checkpoint import Defaults, load_autoencoder, save_model
 from diffusion.conditioning import Conditioning
 from diffusion.denoiser import Denoiser, Loss, logit_normal
-from diffusion.guidance import guide
+from diffusion.guidance import always, guide
 from diffusion.noise import Noise
 from diffusion.samplers import SAMPLERS
 from diffusion.schedulers import NoiseConfig
@@ -81,9 +81,9 @@ def train(
         defaults = Defaults(**recipe.defaults)
         prompts = [dataset.variation(i * len(dataset) // SHOWN, 0, config.seed)[1] for i in range(SHOWN)]
         texts = (text_encoder(tokenizer(p)).tokens.to(device) for p in (prompts, [""] * SHOWN))
-        text, negative = map(Conditioning, texts)
+        text, negative = (always(Conditioning(tokens)) for tokens in texts)
         sigmas = schedule(noise, defaults.schedule, defaults.steps)
-        denoise = guide(Denoiser(network, noise, prediction_type), text, negative, defaults.guidance)
+        denoise = guide(Denoiser(network, noise, prediction_type), [text], negative, defaults.guidance)
         draw = generator(config.seed, 0)
         first = torch.randn(SHOWN, *shape, generator=draw).to(device) * noise.start(sigmas[0].item())
         latents = SAMPLERS[defaults.sampler](

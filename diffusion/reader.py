@@ -1,0 +1,131 @@
+"""Prompts => what guidance is told, and when.
+
+Every text that a prompt has at some step is read in chunks. Each is encoded alone, and they stand one after the other
+in the sequence that the U-Net attends to. Weights act on the embeddings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from clip.text import TextEncoder
+from diffusion.checkpoint import Model
+from diffusion.chunks import Chunk, chunks
+from diffusion.conditioning import Conditioning, encode
+from diffusion.grammar import Term, read
+from diffusion.guidance import Script, always
+from diffusion.request import DEFAULT_SYNTAX, Resolved
+
+Texts = list[list[Chunk]]  # the chunks of a text, by each tokenizer
+
+
+class Reader:
+    """Reads for a model, whose text encoders are where its pictures are made."""
+
+    def __init__(self, model: Model, encoders: Sequence[TextEncoder], dtype: torch.dtype) -> None:
+        self.model = model
+        self.encoders = encoders
+        self.dtype = dtype  # of the network that is told
+        self.empty: dict[int | None, Conditioning] = {}  # by the layers that are skipped
+
+    def prompt(self, request: Resolved, sigmas: Tensor) -> list[Script]:
+        """The texts that a prompt is composed of, all as long as the longest: AUTOMATIC1111 repeats the last token."""
+        syntax = request.prompt_syntax or DEFAULT_SYNTAX
+        scripts = [self._script(term, request, sigmas) for term in read(request.prompt, request.steps, syntax)]
+        longest = max(line.tokens.shape[1] for script in scripts for _, line in script.lines)
+        return [
+            replace(script, lines=tuple((above, lengthened(line, longest)) for above, line in script.lines))
+            for script in scripts
+        ]
+
+    def negative(self, request: Resolved, sigmas: Tensor) -> Script:
+        """What the picture is led away from. Its length may be another: the network is told it apart then."""
+        if not request.negative:
+            return always(self.nothing(_skip(request)).sized(request.height, request.width))
+        syntax = request.prompt_syntax or DEFAULT_SYNTAX
+        (term,) = read(request.negative, request.steps, syntax, negative=True)
+        return self._script(term, request, sigmas)
+
+    def nothing(self, skip: int | None = None) -> Conditioning:
+        """The empty prompt, which most pictures are led away from."""
+        if skip not in self.empty:
+            encoding = self._encode([[Chunk()] for _ in self.encoders], "plain", skip)
+            self.empty[skip] = encoding.zeros() if self.model.reading.empty_is_zero else encoding
+        return self.empty[skip]
+
+    def _script(self, term: Term, request: Resolved, sigmas: Tensor) -> Script:
+        """One of the texts over the course of sampling. Empty chunks make its turns equally long."""
+        syntax, skip = request.prompt_syntax or DEFAULT_SYNTAX, _skip(request)
+        texts = {span.text: [chunks(span.text, syntax, tokenizer) for tokenizer in self.model.tokenizers]
+                 for span in term.spans}  # fmt: skip
+        most = max(len(each) for text in texts.values() for each in text)
+        said = {}
+        for text, by_tokenizer in texts.items():
+            padded = [[*each, *[Chunk()] * (most - len(each))] for each in by_tokenizer]
+            said[text] = self._encode(padded, syntax, skip).sized(request.height, request.width)
+        return Script(tuple((_above(span.end, sigmas), said[span.text]) for span in term.spans), term.weight)
+
+    def _encode(self, text: Texts, syntax: str, skip: int | None) -> Conditioning:
+        """The chunks of one text => [1, chunks * L, D]. What the text is as a whole is what its first chunk is."""
+        weighed = any(weight != 1 for chunk in text[0] for weight in chunk.weights)
+        if weighed and syntax == "comfy":
+            text = [[*each, Chunk()] for each in text]
+        marked = [
+            [chunk.marked(tokenizer) for chunk in each]
+            for each, tokenizer in zip(text, self.model.tokenizers, strict=True)
+        ]
+        device = self.encoders[0].token_embedding.weight.device
+        ids = [torch.tensor([ids for ids, _ in each], device=device) for each in marked]  # [chunks, L] each
+        encoding = encode(self.encoders, ids, self.model.reading, skip)
+        tokens = encoding.tokens  # [chunks, L, D]
+        if weighed:
+            weights = [torch.tensor([weights for _, weights in each], device=device) for each in marked]
+            parts = tokens.split([encoder.config.width for encoder in self.encoders], dim=-1)
+            weigh = from_empty if syntax == "comfy" else keeping_mean
+            tokens = torch.cat([weigh(*each) for each in zip(parts, weights, strict=True)], dim=-1)
+        pooled = None if encoding.pooled is None else encoding.pooled[:1]
+        return Conditioning(tokens.flatten(0, 1)[None], pooled).to(self.dtype)
+
+
+def keeping_mean(tokens: Tensor, weights: Tensor) -> Tensor:
+    """Embeddings [N, L, D] times weights [N, L], then scaled so that the mean of each chunk is what it was.
+
+    AUTOMATIC1111's weights. The mean of embeddings means little, but years of pictures have been made by it. Where
+    it is nothing beside their spread, as in the models trained here, the scale would be noise and is left out.
+    """
+    weighted = tokens * weights[..., None]
+    means = [each.mean((1, 2), keepdim=True) for each in (tokens, weighted)]
+    telling = means[0].abs() > 1e-3 * tokens.std((1, 2), keepdim=True)
+    return weighted * torch.where(telling, means[0] / means[1], 1.0)
+
+
+def from_empty(tokens: Tensor, weights: Tensor) -> Tensor:
+    """Embeddings [N + 1, L, D], weights [N + 1, L] => [N, L, D], each `weight` times the way from the empty prompt's.
+
+    ComfyUI's weights. The last chunk is the empty one.
+    """
+    tokens, empty, weights = tokens[:-1], tokens[-1:], weights[:-1, :, None]
+    return torch.where(weights == 1, tokens, empty + weights * (tokens - empty))
+
+
+def lengthened(conditioning: Conditioning, length: int) -> Conditioning:
+    """The same with its last token repeated, to a length."""
+    tokens = conditioning.tokens
+    last = tokens[:, -1:].expand(-1, length - tokens.shape[1], -1)
+    return replace(conditioning, tokens=torch.cat([tokens, last], dim=1)) if last.shape[1] else conditioning
+
+
+def _above(end: int, sigmas: Tensor) -> float:
+    """The sigma above which something holds that ends with a step.
+
+    AUTOMATIC1111 counts the steps of prompts from 1 and those of sampling from 0, and compares the two: [a:b:3]
+    is `a` for four steps. So a turn ends where its sampling step `end`, counted from 0, does. All evaluations of
+    a step are above the sigma of the next one; rounding must not bring that one above itself.
+    """
+    return sigmas[end + 1].item() * (1 + 1e-6) if end + 1 < len(sigmas) else 0.0
+
+
+def _skip(request: Resolved) -> int | None:
+    return None if request.clip_skip is None else request.clip_skip - 1

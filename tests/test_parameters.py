@@ -52,7 +52,7 @@ OTHERS = {
     "two passes": (
         f"{USUAL}, Denoising strength: 0.4, Clip skip: 2, ENSD: 31337, Hires upscale: 2, Hires steps: 10, "
         "Hires upscaler: Latent",
-        CAT,
+        replace(CAT, clip_skip=2),
     ),
     "plugins": (
         f'{USUAL}, RP Active: True, RP Divide mode: Matrix, ControlNet 0: "Module: canny, Model: '
@@ -71,7 +71,7 @@ OTHERS = {
     "a gallery's resources": (
         f'{USUAL}, Clip skip: 2, Created Date: 2024-08-15T14:03:11.2183943Z, Civitai resources: [{{"type":"checkpoint",'
         '"modelVersionId":128713},{"type":"lora","weight":0.8,"modelVersionId":2}], Civitai metadata: {}',
-        CAT,
+        replace(CAT, clip_skip=2),
     ),
     "Forge and Flux": (
         "a cat\nSteps: 20, Sampler: Euler, Schedule type: Simple, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: 7, "

@@ -50,6 +50,12 @@ class Part(NamedTuple):
     up: Tensor  # [rows, r], with the term's scale and weight in it
 
 
+def parse_lora(text: str) -> Lora:
+    """ "ink:0.8" => the LoRA "ink" by 0.8; a name alone has the weight 1."""
+    name, colon, weight = text.rpartition(":")
+    return Lora(name, float(weight)) if colon else Lora(text)
+
+
 def loras_from_json(said: Any) -> tuple[Lora, ...]:
     """Each as a list of a `Lora`'s fields, of which only the name must be there."""
     items: Any = said if isinstance(said, list | tuple) else [None]

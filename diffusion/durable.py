@@ -2,32 +2,47 @@
 
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` aside in the same folder, flushes it to disk and renames it to `path`.
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A path in the same folder; the file, or the new folder, that is written there is flushed and renamed to `path`.
 
-    Raises OSError, leaving nothing behind, where the folder cannot be written or the disk is full.
+    Whatever is raised inside leaves nothing behind, and `path` as it was.
     """
     # The name aside is of fixed length: one made from the file's own could be too long for the file system.
-    aside = path.with_name(f".{secrets.token_hex(8)}.part")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with aside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        yield part
+        for file in [*part.rglob("*"), part]:
+            if file.is_file() or os.name == "posix":
+                flush(file)
+        os.replace(part, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        if part.is_dir():
+            shutil.rmtree(part)
+        part.unlink(missing_ok=True)
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is journalled
         flush(path.parent)
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes `data` aside, flushes it to disk and renames it to `path`.
+
+    Raises OSError, leaving nothing behind, where the folder cannot be written or the disk is full.
+    """
+    with aside(path) as part:
+        part.write_bytes(data)
+
+
 def flush(path: Path) -> None:
     """Has the disk hold what was written to a file, or which files are in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from diffusion.adapters import Lora
+from diffusion.adapters import parse_lora
 from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.credentials import Signer
 from diffusion.durable import write_atomically
@@ -84,7 +84,7 @@ def arguments() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("the model, and what it runs on").add_argument
     add("--model", default=DEFAULT_MODEL, help="a model folder, or a shipped model (default: %(default)s)")
-    add("--lora", action="append", type=lora, dest="loras", metavar="NAME[:WEIGHT]", help="a LoRA; again for more")
+    add("--lora", action="append", type=parse_lora, dest="loras", metavar="NAME[:WEIGHT]", help="again for more")
     add("--loras", type=Path, dest="folder_of_loras", metavar="FOLDER", help="where the LoRAs are")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
     add("--dtype", choices=DTYPES, default="float32", help="what the U-Net runs in (default: %(default)s)")
@@ -188,12 +188,6 @@ def paths_of(out: Path, format: str | None, requests: Sequence[Resolved], pipeli
     if len(requests) > 1:
         raise ValueError(f"--out {out} names one picture and {len(requests)} are asked for; give a folder.")
     return [out]
-
-
-def lora(text: str) -> Lora:
-    """ "style:0.8" => the LoRA "style" by 0.8; the weight is 1 where there is none."""
-    name, colon, weight = text.rpartition(":")
-    return Lora(name, float(weight)) if colon else Lora(text)
 
 
 def size(text: str) -> tuple[int, int]:

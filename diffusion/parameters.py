@@ -23,6 +23,7 @@ from typing import Any
 from diffusion.request import Request, Resolved
 from diffusion.samplers import SAMPLER_NAMES
 from diffusion.schedules import SCHEDULE_NAMES
+from diffusion.upscale import UPSCALERS
 
 NEGATIVE = "Negative prompt:"
 MARKS = re.compile(r"Negative prompt:|^\s*(?:Steps|Template|Negative Template):", re.MULTILINE)
@@ -38,7 +39,7 @@ class Key:
 
     name: str
     field: str
-    read: Callable[[str], Any]  # raises ValueError
+    read: Callable[[str], Any] | None  # raises ValueError; None: says nothing without a file, and the form has none
     write: Callable[[Any], str] = str
 
 
@@ -57,6 +58,13 @@ KEYS = (
     Key("CFG Rescale", "guidance_rescale", float),
     Key("Variation seed", "variation_seed", int),
     Key("Variation seed strength", "variation_strength", float),
+    Key("Denoising strength", "strength", None),
+    Key("Mask blur", "mask_blur", None),
+    Key("Masked area padding", "padding", None),
+    Key("Denoising strength", "hires_strength", float),  # the name has two meanings; a picture has one of them
+    Key("Hires upscale", "hires_scale", float),
+    Key("Hires steps", "hires_steps", int),
+    Key("Hires upscaler", "hires_upscaler", str, lambda name: UPSCALERS.get(name, name)),
 )
 SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
 
@@ -97,7 +105,8 @@ def read_parameters(text: str) -> Request:
     prompt, negative, line = split_parameters(text)
     said: dict[str, Any] = {}
     for key in KEYS:
-        if key.name in line:
+        belongs = "Hires upscale" in line or not key.field.startswith("hires_")
+        if key.name in line and key.read is not None and belongs:
             said[key.field] = _value(key.name, line[key.name], key.read)
     if "Size" in line:
         said["width"], said["height"] = _value("Size", line["Size"], _size)

@@ -1,5 +1,6 @@
 """The whole story on one page: Request => Picture."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,16 +10,20 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.adapters import Adapters, Lora
+from diffusion.canvas import Canvas
 from diffusion.checkpoint import Model
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import ALL, guide
+from diffusion.image import to_image
+from diffusion.inpainting import Start
 from diffusion.metadata import describe
 from diffusion.reader import Reader
-from diffusion.request import Request, Resolved, resolve, sigmas
+from diffusion.request import Request, Resolved, passes, resolve, sigmas
 from diffusion.samplers import OPTIONS, Denoise, Sampler, sampler
 from diffusion.seeds import Draw, seeded, varied
 from diffusion.texts import encode_picture
 from diffusion.threads import threads
+from diffusion.upscale import upscale
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+Seen = Callable[[Tensor], None]
 
 
 class Pipeline:
@@ -67,6 +73,7 @@ class Pipeline:
         self.reader = Reader(model, self.text_encoders, dtype)
         self.autoencoder = model.autoencoder.to(self.device)
         unet = model.unet.to(self.device, dtype)
+        self.inpaints = unet.config.in_channels > self.autoencoder.channels  # is shown a mask and an image beside x
         self.denoiser = Denoiser(unet, model.noise, model.noise.config.prediction_type, dtype)
         self.adapters = Adapters(model, loras)
         self._adapted: tuple[tuple[Lora, ...], Pipeline] | None = None
@@ -86,9 +93,9 @@ class Pipeline:
         return (self._picture(request, index, progress) for index, request in enumerate(resolved))
 
     def _picture(self, request: Resolved, index: int, progress: Report | None) -> Picture:
-        _, _, height, width = self.shape(request)
+        _, _, height, width = self.shape(passes(request, self.autoencoder.factor)[-1])
         with torch.inference_mode(), threads(height * width * self.model.unet.config.block_out_channels[0]):
-            return self.adapted(request.loras)._generate(request, index, progress)
+            return self.adapted(request.loras)._generate(request, self.seen(request, index, progress))
 
     def adapted(self, loras: tuple[Lora, ...]) -> "Pipeline":
         """The pipeline of the model with LoRAs beside its layers. The last one is kept."""
@@ -100,18 +107,37 @@ class Pipeline:
             self._adapted = loras, adapted
         return self._adapted[1]
 
-    def _generate(self, request: Resolved, index: int, progress: Report | None) -> Picture:
+    def _generate(self, request: Resolved, seen: Seen) -> Picture:
+        first, *second = passes(request, self.autoencoder.factor)
+        start = self.start(first)
+        latents = self.sample(first, start, seen)  # [1, C, h, w]
+        for larger in second:
+            beneath = upscale(latents, larger, self.autoencoder)
+            latents = self.sample(larger, replace(self.start(larger), latents=beneath), seen)
+        return Picture(start.finish(self.image(latents)), request, self.describe(request))
+
+    def sample(self, request: Resolved, start: Start, seen: Seen) -> Tensor:
+        """Two texts, a denoiser that they guide, and a way for it down the sigmas => latents [1, C, h, w]."""
         sigmas = self.sigmas(request)  # [steps + 1]
         texts, negative = self.reader.prompt(request, sigmas), self.reader.negative(request, sigmas)
         rescale, interval = request.guidance_rescale or 0.0, request.guidance_interval or ALL
-        denoise = guide(self.denoiser, texts, negative, request.guidance, rescale, interval)  # (x, sigma) => x0
-        if progress is not None:
-            denoise = watch(denoise, progress, index, self.evaluations(request))
+        denoiser = start.show(self.denoiser)
+        denoise = guide(denoiser, texts, negative, request.guidance, rescale, interval)  # (x, sigma) => x0
+        denoise = watch(start.hold(denoise), seen)
 
         noise = self.noise(request)
-        x = noise() * self.model.noise.start(sigmas[0].item())  # [1, C, h, w]
-        latents = self.sampler(request)(denoise, x, sigmas, noise)  # [1, C, h, w]
-        return Picture(self.image(latents), request, self.describe(request))
+        x = start.noised(noise(), sigmas[0].item(), self.model.noise)  # [1, C, h, w]
+        return self.sampler(request)(denoise, x, sigmas, noise)
+
+    def start(self, request: Resolved) -> Start:
+        """Noise alone, or an image under it; an inpainting network is shown at least that nothing is known."""
+        if request.image is not None:
+            canvas = Canvas.of(request)
+        elif self.inpaints:
+            canvas = Canvas.blank((request.width, request.height))
+        else:
+            return Start()
+        return Start.of(canvas, request.strength, self.autoencoder, self.inpaints, self.noise(request)())
 
     def sigmas(self, request: Resolved) -> Tensor:
         """The noise levels to sample at, [steps + 1]."""
@@ -141,9 +167,7 @@ class Pipeline:
         pixels = self.autoencoder.decode(latents)[0]  # [3, H, W] in [-1, 1]
         if not pixels.isfinite().all():
             raise ValueError(f"The picture's numbers overflowed; {self.dtype} is too narrow for this model.")
-        pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu()  # [H, W, 3]
-        height, width, _ = pixels.shape
-        return Image.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist()))
+        return to_image(pixels.cpu())
 
     def describe(self, request: Resolved) -> dict[str, str]:
         more = self.adapters.describe(request.loras)
@@ -151,27 +175,31 @@ class Pipeline:
 
     def evaluations(self, request: Resolved) -> int:
         """How often the network will be evaluated: counted on a sampling of a single number."""
-        count = 0
+        count, number = 0, torch.ones(1)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             nonlocal count
             count += 1
             return x
 
-        number = torch.ones(1)
-        self.sampler(request)(denoise, number, self.sigmas(request), lambda: number)
+        for one in passes(request, self.autoencoder.factor):
+            self.sampler(one)(denoise, number, self.sigmas(one), lambda: number)
         return count
 
+    def seen(self, request: Resolved, picture: int, progress: Report | None) -> Seen:
+        """What is called with the x0 of each evaluation, and tells of it."""
+        if progress is None:
+            return lambda x0: None
+        numbers, evaluations = itertools.count(1), self.evaluations(request)
+        return lambda x0: progress(Progress(picture, next(numbers), evaluations, x0))
 
-def watch(denoise: Denoise, progress: Report, picture: int, evaluations: int) -> Denoise:
-    """The same denoiser, which reports each evaluation."""
-    done = 0
+
+def watch(denoise: Denoise, seen: Seen) -> Denoise:
+    """The same denoiser, each of whose evaluations is seen."""
 
     def watched(x: Tensor, sigma: float) -> Tensor:
-        nonlocal done
         x0 = denoise(x, sigma)
-        done += 1
-        progress(Progress(picture, done, evaluations, x0))
+        seen(x0)
         return x0
 
     return watched

@@ -16,20 +16,21 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from diffusion.adapters import Lora, loras_from_json, split_loras
+from diffusion.canvas import image_settings
 from diffusion.checkpoint import Model
+from diffusion.checks import MAX_SEED, check_name, check_needed, check_number, check_side
 from diffusion.chunks import chunks
 from diffusion.grammar import SYNTAXES, has_syntax, read
 from diffusion.samplers import DISCARDS_PENULTIMATE, OPTIONS, SAMPLERS, effective, our_sampler
 from diffusion.schedules import SCHEDULES, our_schedule, schedule
+from diffusion.upscale import UPSCALERS
 from diffusion.wildcards import fill
 
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 DEFAULT_SYNTAX = "a1111"
-MAX_SIDE = 2048  # pixels
 MAX_OPTION = 10**9
 XL_WIDTH = 2048  # of the text that Stable Diffusion XL's U-Net reads
-MAX_SEED = 2**63 - 1
 RANDOM = -1  # the seed that asks for one to be drawn
 FILES = ("image", "mask")  # the fields that hold a file's bytes
 DRAWN = 2**32  # seeds are drawn below this, as other programs do: short enough to be typed again
@@ -69,11 +70,26 @@ class Request:
     s_tmin: float | None = None  # the sigmas between which that is done
     s_tmax: float | None = None  # 0 is no bound
     s_noise: float | None = None  # what the noise that is added is multiplied by
+    # what it begins with, besides noise; see canvas.py
+    image: bytes | None = None  # a PNG, JPEG or WebP file, whole
+    strength: float | None = None  # how far it is noised: 1, all the way; the last strength * steps are taken
+    resize: str | None = None  # one of image.RESIZE: how it is brought to width x height
+    outpaint: tuple[int, int, int, int] | None = None  # pixels to be added: left, top, right, bottom
+    # which part of the image changes
+    mask: bytes | None = None  # a file of the image's size: white changes; else what is transparent does
+    mask_blur: float | None = None  # standard deviation of the blend's width, in pixels
+    fill: str | None = None  # one of canvas.FILLS: what is under the mask before
+    padding: int | None = None  # only the masked part is shown to the model, and so many pixels around it
     # a variation of it
     variation_seed: int | None = None  # of a second noise, as `seed`
     variation_strength: float | None = None  # how far from the first noise to the second: 0 to 1
     # what is added to the model's layers
     loras: tuple[Lora, ...] = ()
+    # a second pass over it, at a higher resolution
+    hires_scale: float | None = None  # by which width and height grow
+    hires_steps: int | None = None
+    hires_strength: float | None = None  # as `strength`
+    hires_upscaler: str | None = None  # one of upscale.UPSCALERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,17 +109,17 @@ def resolve(request: Request, model: Model) -> Resolved:
 
     Raises ValueError, in one sentence, for what the model cannot do.
     """
-    values = asdict(model.defaults)
-    values["width"] = values["height"] = values.pop("size")
+    factor, values = model.autoencoder.factor, asdict(model.defaults)
+    side = values["width"] = values["height"] = values.pop("size")
     values |= {name: value for name, value in asdict(request).items() if value is not None}
+    values |= image_settings(request, side, factor) | _variation(request) | _second_pass(request, values)
     values |= _our_names(values["sampler"], values["schedule"])
-    _check_name("sampler", values["sampler"], SAMPLERS)
+    check_name("sampler", values["sampler"], SAMPLERS)
     values |= _options(values["sampler"], request)
     if isinstance(values["schedule"], tuple):
         values["steps"] = _check_sigmas(values["schedule"], request.steps)
     if values["seed"] == RANDOM:
         values["seed"] = secrets.randbelow(DRAWN)
-    values |= _variation(request)
     resolved = Resolved(**values)
 
     check_texts(resolved)
@@ -111,14 +127,12 @@ def resolve(request: Request, model: Model) -> Resolved:
     prompt, tagged = split_loras(resolved.prompt)
     resolved = replace(resolved, prompt=prompt, loras=(*resolved.loras, *tagged))
     if not isinstance(resolved.schedule, tuple):
-        _check_name("schedule", resolved.schedule, SCHEDULES)
-    multiple = model.autoencoder.factor * 2 ** (len(model.unet.config.block_out_channels) - 1)
-    resolved = _check_guidance(check_numbers(resolved, multiple))
+        check_name("schedule", resolved.schedule, SCHEDULES)
+    resolved = _check_guidance(check_numbers(resolved, factor))
     resolved = _check_prompts(resolved, model)
-    sigmas(resolved, model)  # raises where the grid has not so many steps to give
-    if resolved.variation_seed is not None:
-        _check_number("The variation seed", resolved.variation_seed, 0, MAX_SEED, whole=True)
-        _check_number("The variation strength", resolved.variation_strength, 0, 1, whole=False)
+    for one in passes(resolved, factor):
+        check_numbers(one, factor)
+        sigmas(one, model)  # raises where the grid has not so many steps to give, or leaves none to take
     return resolved
 
 
@@ -148,25 +162,40 @@ def check_texts(request: Resolved) -> None:
 
 def check_numbers(request: Resolved, multiple: int) -> Resolved:
     """The same request, its numbers checked: the sides are multiples of so many pixels."""
-    _check_number("The seed", request.seed, 0, MAX_SEED, whole=True)
-    _check_number("The number of steps", request.steps, 1, MAX_STEPS, whole=True)
-    _check_number("The guidance", request.guidance, 0, MAX_GUIDANCE, whole=False)
-    for name, side in (("width", request.width), ("height", request.height)):
-        _check_number(f"The {name}", side, multiple, MAX_SIDE, whole=True)
-        if side % multiple:
-            below = side - side % multiple
-            raise ValueError(
-                f"The {name} {side} is not a multiple of {multiple}, as it must be for this model; "
-                f"try {below} or {below + multiple}."
-            )
+    check_number("The seed", request.seed, 0, MAX_SEED, whole=True)
+    check_number("The number of steps", request.steps, 1, MAX_STEPS, whole=True)
+    check_number("The guidance", request.guidance, 0, MAX_GUIDANCE, whole=False)
+    check_side("width", request.width, multiple)
+    check_side("height", request.height, multiple)
     # 3 and 3.0 are one request, and are written in one way.
     return replace(request, guidance=float(request.guidance))
 
 
+def passes(request: Resolved, factor: int) -> list[Resolved]:
+    """The samplings that make up a picture: one, or a second one, larger, that begins where the first ended."""
+    if request.hires_scale is None:
+        return [request]
+    width, height = (int(side * request.hires_scale) // factor * factor for side in (request.width, request.height))
+    first = replace(request, hires_scale=None)
+    steps = request.hires_steps or request.steps
+    second = replace(first, width=width, height=height, steps=steps, strength=request.hires_strength)
+    return [first, second]
+
+
 def sigmas(request: Resolved, model: Model) -> Tensor:
-    """The grid that a request is sampled on, float64 [steps + 1]."""
+    """The grid that a request is sampled on, float64 [steps + 1]; of it, from an image, the last strength * steps.
+
+    They are as many as diffusers takes, rounded down; AUTOMATIC1111 takes one more.
+    """
     discard, xl = request.sampler in DISCARDS_PENULTIMATE, model.unet.config.cross_attention_dim == XL_WIDTH
-    return schedule(model.noise, request.schedule, request.steps, discard=discard, xl=xl)
+    grid = schedule(model.noise, request.schedule, request.steps, discard=discard, xl=xl)
+    if request.strength is None:
+        return grid
+    steps = len(grid) - 1
+    if not (last := int(steps * request.strength)):
+        least = math.ceil(100 / steps) / 100
+        raise ValueError(f"The strength {request.strength} of {steps} steps leaves none; expected at least {least}.")
+    return grid[-1 - last :]
 
 
 def to_json(request: Request) -> dict[str, Any]:
@@ -196,7 +225,7 @@ def from_json(said: Any, files: Iterable[bytes] = ()) -> Request:
         if name not in known:
             raise ValueError(f"A request has no field {name!r}; it takes {', '.join(sorted(known))}.")
         if name in FILES and value is not None:
-            if value not in named:
+            if not isinstance(value, str) or value not in named:
                 raise ValueError(f"The request's {name} is the file {value!r}, which is not here; give it, too.")
             value = named[value]
         values[name] = tuple(value) if isinstance(value, list) else value
@@ -240,26 +269,45 @@ def _options(sampler: str, request: Request) -> dict[str, float | None]:
         said["s_tmax"] = None
     for option, value in said.items():
         if value is not None:
-            _check_number(f"The option {option}", value, 0, MAX_OPTION, whole=False)
+            check_number(f"The option {option}", value, 0, MAX_OPTION, whole=False)
     return dict.fromkeys(OPTIONS) | effective(sampler, said)
 
 
 def _variation(request: Request) -> dict[str, Any]:
     """Its seed, drawn where none is named, and its strength; neither where it changes nothing."""
     seed, strength = request.variation_seed, request.variation_strength
+    if strength is None:
+        check_needed(request, ["variation_seed"], "a variation strength")
+        return {}
+    check_number("The variation strength", strength, 0, 1, whole=False)
     if strength == 0:
-        seed = strength = None
-    elif strength is None and seed is not None:
-        raise ValueError(f"The variation seed {seed!r} does nothing without a variation strength from 0 to 1.")
-    elif strength is not None and seed in (None, RANDOM):
-        seed = secrets.randbelow(DRAWN)
+        return {"variation_seed": None, "variation_strength": None}
+    seed = secrets.randbelow(DRAWN) if seed in (None, RANDOM) else seed
+    check_number("The variation seed", seed, 0, MAX_SEED, whole=True)
     return {"variation_seed": seed, "variation_strength": strength}
+
+
+def _second_pass(request: Request, values: dict[str, Any]) -> dict[str, Any]:
+    """What a request for one leaves open of it."""
+    if request.hires_scale is None:
+        check_needed(request, ["hires_steps", "hires_strength", "hires_upscaler"], "a hires scale")
+        return {}
+    if request.image is not None:
+        raise ValueError("A second pass cannot follow an image; leave out the hires scale, and ask for a larger size.")
+    settings = {"hires_steps": values["steps"], "hires_strength": 0.7, "hires_upscaler": "latent"} | values
+    upscaler = {theirs: ours for ours, theirs in UPSCALERS.items()}.get(settings["hires_upscaler"])
+    settings["hires_upscaler"] = upscaler or settings["hires_upscaler"]
+    check_number("The hires scale", request.hires_scale, 1, 8, whole=False)
+    check_number("The number of hires steps", settings["hires_steps"], 1, MAX_STEPS, whole=True)
+    check_number("The hires strength", settings["hires_strength"], 0, 1, whole=False)
+    check_name("upscaler", settings["hires_upscaler"], UPSCALERS)
+    return settings
 
 
 def _check_prompts(request: Resolved, model: Model) -> Resolved:
     """The same request, whose prompts can be read; how, is unsaid where there is but one way."""
     syntax = DEFAULT_SYNTAX if request.prompt_syntax is None else request.prompt_syntax
-    _check_name("prompt syntax", syntax, SYNTAXES)
+    check_name("prompt syntax", syntax, SYNTAXES)
     for prompt, negative in ((request.prompt, False), (request.negative, True)):
         spans = [span for term in read(prompt, request.steps, syntax, negative) for span in term.spans]
         for text in {span.text for span in spans}:
@@ -271,7 +319,7 @@ def _check_prompts(request: Resolved, model: Model) -> Resolved:
         request = replace(request, prompt_syntax=syntax)
     if request.clip_skip is not None:
         layers = min(encoder.config.layers for encoder in model.text_encoders)
-        _check_number("The clip skip", request.clip_skip, 1, layers, whole=True)
+        check_number("The clip skip", request.clip_skip, 1, layers, whole=True)
         if request.clip_skip == model.reading.skip + 1:
             request = replace(request, clip_skip=None)
     return request
@@ -280,7 +328,7 @@ def _check_prompts(request: Resolved, model: Model) -> Resolved:
 def _check_guidance(request: Resolved) -> Resolved:
     """The same request, with the extras of guidance checked, and unsaid where they change nothing."""
     if request.guidance_rescale is not None:
-        _check_number("The guidance rescale", request.guidance_rescale, 0, 1, whole=False)
+        check_number("The guidance rescale", request.guidance_rescale, 0, 1, whole=False)
     if request.guidance_interval is not None:
         interval = tuple(request.guidance_interval) if isinstance(request.guidance_interval, list | tuple) else ()
         numbers = all(isinstance(sigma, int | float) and sigma >= 0 for sigma in interval)
@@ -290,15 +338,3 @@ def _check_guidance(request: Resolved) -> Resolved:
             )
         request = replace(request, guidance_interval=(float(interval[0]), float(interval[1])))
     return replace(request, guidance_rescale=request.guidance_rescale or None)
-
-
-def _check_number(name: str, value: Any, low: int, high: int, whole: bool) -> None:
-    kind = "a whole number" if whole else "a number"
-    right = type(value) is int or (not whole and isinstance(value, float) and math.isfinite(value))
-    if not right or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; expected {kind} from {low} to {high}.")
-
-
-def _check_name(name: str, value: Any, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ValueError(f"There is no {name} {value!r}; choose one of {', '.join(known)}.")

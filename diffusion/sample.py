@@ -15,19 +15,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffusion.adapters import parse_lora
+from diffusion.canvas import FILLS
 from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.credentials import Signer
 from diffusion.durable import write_atomically
 from diffusion.grammar import SYNTAXES
+from diffusion.image import RESIZE
 from diffusion.metadata import digest
 from diffusion.open import AnyPipeline, open_pipeline
-from diffusion.request import DEFAULT_SYNTAX, Request, Resolved, draw_prompts, to_json
+from diffusion.request import DEFAULT_SYNTAX, FILES, Request, Resolved, draw_prompts, to_json
 from diffusion.samplers import SAMPLERS, options
 from diffusion.schedules import SCHEDULES
 from diffusion.texts import FORMATS, encode_picture
+from diffusion.upscale import UPSCALERS
 from diffusion.wildcards import combinations
 
 DTYPES = ("float32", "float16", "bfloat16")
+MAX_FILE = 2**26  # bytes of an image to begin with
 COMMAND = "python -m diffusion.sample"
 EXAMPLES = """examples:
   python -m diffusion.sample "a red apple"                      # into outputs/
@@ -77,6 +81,21 @@ def arguments() -> argparse.ArgumentParser:
     add("--s-tmin", type=float, metavar="SIGMA", help="the least sigma at which it is")
     add("--s-tmax", type=float, metavar="SIGMA", help="the largest")
     add("--s-noise", type=float, metavar="FACTOR", help="of all noise that is added; " + _that("s_noise"))
+    add = parser.add_argument_group("from an image").add_argument
+    add("--image", type=Path, metavar="FILE", help="a PNG, JPEG or WebP to begin with, not noise alone")
+    add("--strength", type=float, metavar="0..1", help="how far to go from it; 1 all the way (default: 0.75)")
+    add("--resize", metavar="HOW", help=f"to --size: {', '.join(RESIZE)} (default: stretch)")
+    add("--outpaint", metavar="L,T,R,B", help="go on beyond its edges: pixels left, top, right, bottom")
+    add("--mask", type=Path, metavar="FILE", help="white changes, black stays; else what is transparent changes")
+    add("--mask-blur", type=float, metavar="PIXELS", help="how softly (default: a 128th of the shorter side)")
+    add("--fill", metavar="WITH", help=f"under the mask, before: {', '.join(FILLS)} (default: original)")
+    add("--padding", type=int, metavar="PIXELS", help="show the model the masked part alone, and so much around it")
+
+    add = parser.add_argument_group("a second, larger pass").add_argument
+    add("--hires-scale", type=float, metavar="TIMES", help="by which to enlarge the picture, and go over it")
+    add("--hires-steps", type=int, metavar="STEPS", help="as in the first pass by default")
+    add("--hires-strength", type=float, metavar="0..1", help="how much of it to make anew (default: 0.7)")
+    add("--hires-upscaler", metavar="NAME", help=f"{', '.join(UPSCALERS)} (default: latent)")
 
     add = parser.add_argument_group("variations").add_argument
     add("--variation-seed", type=int, metavar="SEED", help="of a second noise; picture i has this + i, all one --seed")
@@ -161,6 +180,9 @@ def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolve
         raise ValueError(f"--count is {args.count}; expected 1 or more.")
     said = {field.name: getattr(args, field.name) for field in fields(Request) if hasattr(args, field.name)}
     said["loras"] = tuple(args.loras or ())
+    said |= {name: read_file(said[name]) for name in FILES if said[name] is not None}
+    if args.outpaint:
+        said["outpaint"] = edges(args.outpaint)
     if args.size:
         said["width"], said["height"] = size(args.size)
     requests = []
@@ -188,6 +210,23 @@ def paths_of(out: Path, format: str | None, requests: Sequence[Resolved], pipeli
     if len(requests) > 1:
         raise ValueError(f"--out {out} names one picture and {len(requests)} are asked for; give a folder.")
     return [out]
+
+
+def read_file(path: Path) -> bytes:
+    """The file's bytes; ValueError for one that is too large to be a picture's."""
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise ValueError(f"{path} is larger than {MAX_FILE >> 20} MiB; expected a PNG, JPEG or WebP.")
+    return data
+
+
+def edges(text: str) -> tuple[int, ...]:
+    """ "0,0,32,0" => pixels to the left, top, right and bottom."""
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--outpaint is {text!r}; expected left, top, right and bottom, as 0,0,32,0.")
+    return tuple(map(int, parts))
 
 
 def size(text: str) -> tuple[int, int]:

@@ -52,7 +52,12 @@ OTHERS = {
     "two passes": (
         f"{USUAL}, Denoising strength: 0.4, Clip skip: 2, ENSD: 31337, Hires upscale: 2, Hires steps: 10, "
         "Hires upscaler: Latent",
-        replace(CAT, clip_skip=2),
+        replace(CAT, clip_skip=2, hires_scale=2.0, hires_steps=10, hires_strength=0.4, hires_upscaler="Latent"),
+    ),
+    "from an image, which the form does not hold": (f"{USUAL}, Denoising strength: 0.75, Mask blur: 4", CAT),
+    "two passes of a plugin's": (
+        f"{USUAL}, Hires upscale: 1.5, Hires upscaler: 4x-UltraSharp",
+        replace(CAT, hires_scale=1.5, hires_upscaler="4x-UltraSharp"),
     ),
     "plugins": (
         f'{USUAL}, RP Active: True, RP Divide mode: Matrix, ControlNet 0: "Module: canny, Model: '

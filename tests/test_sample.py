@@ -120,11 +120,11 @@ def mistake(capfd: pytest.CaptureFixture, status: int) -> str:
     [
         (["--sampler", "eular"], "choose one of euler"),
         (["--schedule", "carras"], "choose one of automatic"),
-        (["--size", "18"], "not a multiple of 4"),
+        (["--size", "17"], "not a multiple of 2"),
         (["--size", "16x"], "'16x'"),
         (["--size", "big"], "'big'"),
         (["--size", "1e9"], "'1e9'"),
-        (["--size", "0"], "from 4 to 2048"),
+        (["--size", "0"], "from 2 to 2048"),
         (["--steps", "0"], "from 1 to 1000"),
         (["--guidance", "nan"], "from 0 to 100"),
         (["--seed", "-2"], "from 0 to"),

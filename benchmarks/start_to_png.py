@@ -24,7 +24,9 @@ from typing import Any
 import torch
 from PIL import Image, ImageChops
 
-from diffusion.checkpoint import DEFAULT_MODEL, find_model, load_noise
+from diffusion.checkpoint import DEFAULT_MODEL, find_model
+from diffusion.files import Files
+from diffusion.folder import load_noise
 
 TARGET = 0.4  # of the CPU seconds that diffusers takes
 PROMPT = "a red apple"
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(model: str, runs: int, steps: int | None) -> None:
     """Measures both sides and prints what came out, as Markdown."""
     folder = find_model(model)
-    scheduler = load_noise(folder / "scheduler").config
+    scheduler = load_noise(Files(folder), "scheduler").config
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         pngs = [Path(temporary, "oboro.png"), Path(temporary, "diffusers.png")]

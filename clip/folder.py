@@ -28,13 +28,16 @@ ACTIVATION_NAMES: dict[str, Activation] = {
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def load(module: Module, state: State, folder: Path) -> Module:
-    """Give a module made on the "meta" device its weights; nothing is initialised only to be thrown away."""
+def load(module: Module, state: State, folder: Path, dtype: torch.dtype | None = torch.float32) -> Module:
+    """Give a module made on the "meta" device its weights; nothing is initialised only to be thrown away.
+
+    They become `dtype`, or stay as they are where it is None.
+    """
     try:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its configuration: {error}") from error
-    return module.float()
+    return module if dtype is None else module.to(dtype)
 
 
 def read_weights(path: Path) -> State:

@@ -84,14 +84,29 @@ def text_encoder_from_folder(folder: str | Path) -> TextEncoder:
     if (folder / OPEN_CLIP_CONFIG).is_file():
         config = open_clip_text_config(read_json(folder / OPEN_CLIP_CONFIG)["model_cfg"])
         state = part("text.", from_open_clip(only_text(read_weights(folder / OPEN_CLIP_WEIGHTS))))
-    else:
-        state = part("text.", from_transformers(read_weights(folder / WEIGHTS)))
-        # A CLIPTextModel's configuration names a projection_dim too: the weights alone say whether it is there.
-        projection = len(state["projection.weight"]) if "projection.weight" in state else None
-        config = _text_config(read_json(folder / CONFIG), projection)
+        return text_encoder_of(config, state, folder, torch.float32)
+    return text_encoder_from_weights(
+        read_json(folder / CONFIG), read_weights(folder / WEIGHTS), folder, torch.float32
+    )
+
+
+def text_encoder_from_weights(
+    config: dict[str, Any], state: State, folder: Path, dtype: torch.dtype | None = None
+) -> TextEncoder:
+    """That of a CLIPTextModel read from the folder already; where no dtype is named, in that of the weights."""
+    state = part("text.", from_transformers(state))
+    # A CLIPTextModel's configuration names a projection_dim too: the weights alone say whether it is there.
+    projection = len(state["projection.weight"]) if "projection.weight" in state else None
+    return text_encoder_of(_text_config(config, projection), state, folder, dtype)
+
+
+def text_encoder_of(
+    config: TextConfig, state: State, folder: Path, dtype: torch.dtype | None = None
+) -> TextEncoder:
+    """A text encoder of its own weights."""
     with torch.device("meta"):
         encoder = TextEncoder(config)
-    return load(encoder, state, folder)
+    return load(encoder, state, folder, dtype)
 
 
 def save_text_encoder(encoder: TextEncoder, folder: str | Path) -> None:

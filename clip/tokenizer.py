@@ -84,8 +84,10 @@ class Tokenizer:
             raise ValueError(f"{folder} lacks vocab.json and merges.txt, or tokenizer.json: check the path")
 
         config: dict[str, Any] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            if (folder / name).is_file():
+        # As transformers has it, the map overrides the configuration, unless that lists its added tokens itself:
+        # Stable Diffusion 2 pads with "!" by its map, whatever its configuration says.
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if (folder / name).is_file() and "added_tokens_decoder" not in config:
                 config |= _read_json(folder / name)
         return cls(
             vocab,

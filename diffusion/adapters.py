@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion.checkpoint import Model, sha256
+from diffusion.files import sha256
 from diffusion.lora import UNET, Place, Term, networks, places, read_lora, tensors_sha256
+from diffusion.model import Model
 
 MAX_WEIGHT = 100
 SHOWN = 20  # names in a sentence

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from clip.text import TextEncoder
 
+SIZES = 6  # numbers: heights and widths of the original and the target, and the corner of the crop between them
+
 
 @dataclass(frozen=True)
 class Conditioning:

@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion.checkpoint import PICKLES, sha256
-from diffusion.checkpoint import _read_config as read_config
+from diffusion.files import PICKLES, read_config, sha256
+from diffusion.folder import PIPELINES
 from diffusion.metadata import describe
 from diffusion.pipeline import Picture, Progress, Report
 from diffusion.request import DRAWN, RANDOM, Request, Resolved, check_numbers, check_texts
-from diffusion.weights import check_safetensors
+from diffusion.weights import Safetensors
 
 # What of a request such a model takes, if anything, by the name of the pipeline's argument.
 ARGUMENTS = {
@@ -38,7 +38,6 @@ ARGUMENTS = {
     "width": "width",
     "height": "height",
 }
-OURS = {"StableDiffusionPipeline", "StableDiffusionXLPipeline"}
 LIBRARIES = ("diffusers", "transformers")
 NEEDED = {"prompt", "generator", "num_inference_steps", "output_type"}
 FIXED = {
@@ -204,7 +203,7 @@ def foreign_kind(folder: Path) -> str | None:
     if not (folder / "model_index.json").is_file():
         return None
     kind = str(read_config(folder / "model_index.json").get("_class_name"))
-    return None if kind in OURS else kind
+    return None if kind in PIPELINES else kind
 
 
 def _load(model: ForeignModel, dtype: torch.dtype) -> Any:
@@ -247,7 +246,7 @@ def _check_files(folder: Path) -> None:
         if path.name.endswith("config.json"):
             read_config(path)
     for path in _weights(folder):
-        check_safetensors(path)
+        Safetensors(path)
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from clip.pretrained import to_transformers
-from diffusion.checkpoint import Model
+from diffusion.model import Model
 from diffusion.original import original_name, original_names
-from diffusion.weights import check_safetensors
+from diffusion.weights import Safetensors
 
 UNET, TEXT_ENCODER = "unet", "text_encoder"
 WEIGHT = re.compile(r"(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<side>A|B|down|up)\.weight")
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 
 def read_lora(path: Path) -> dict[str, Term]:
     """The terms of a file, by its names for the layers. Raises ValueError for a file that is no LoRA, or unsound."""
-    check_safetensors(path)
+    Safetensors(path)
     sides: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     with safe_open(path, "pt") as file:

@@ -53,4 +53,4 @@ def open_pipeline(
     path = find_model(model)
     if kind := foreign_kind(path):
         return ForeignPipeline(ForeignModel(path, kind), device, dtype)
-    return Pipeline(load_model(path), device, dtype, loras)
+    return Pipeline(load_model(path, dtype), device, dtype, loras)

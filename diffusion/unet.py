@@ -118,6 +118,12 @@ class UNetConfig(Config):
             raise ValueError(f"block_out_channels={self.block_out_channels} do not divide by {heads} heads; "
                              "attention_head_dim is the number of heads, not their width.")
 
+    def pooled_channels(self, sizes: int) -> int:
+        """Channels of the pooled text that is embedded together with so many sizes."""
+        assert self.projection_class_embeddings_input_dim
+        assert self.addition_time_embed_dim
+        return self.projection_class_embeddings_input_dim - sizes * self.addition_time_embed_dim
+
     def per_level(self, field: str) -> tuple[int, ...]:
         """The field's value at each level. Raises ValueError where it does not give one a level."""
         value, levels = getattr(self, field), len(self.block_out_channels)

@@ -1,33 +1,134 @@
 """safetensors in and out, and no other kind of weights.
 
-The safetensors library checks most of a file by itself. What it lets pass (a key given twice, boundless
-metadata), and what it would report in its own terms (a pickle under another name), is checked here first, on
-bytes alone.
+A file is read in one pass, tensor by tensor, which also takes its SHA-256: what is used is what was hashed, nothing
+is held twice, and no other program can change it later, as it could a file that is mapped into memory. Before that
+its header is checked, on bytes alone, for what would be unsound, and for what the safetensors library lets pass (a
+key given twice, boundless metadata) or would report in its own terms (a pickle under another name).
 """
 
+import hashlib
 import json
 import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
-from torch import nn
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffusion.durable import write_atomically
+from diffusion.durable import aside
 
 HEADER_CAP = 100_000_000  # bytes; the format's own limit
 METADATA_CAP = 1_000_000  # bytes
-BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 
-def write_safetensors(path: Path, network: nn.Module) -> None:
-    """Writes a network's weights, durably, in the dtype that they have."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomically(path, save(weights, metadata={"format": "pt"}))  # transformers asks for the format
+def write_safetensors(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes weights, durably, in the dtype that they have."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with aside(path) as part:
+        save_file(weights, part, {"format": "pt", **(metadata or {})})  # transformers asks for the format
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a file's header says of one tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int  # bytes, after the header
+    end: int
+
+
+class Safetensors:
+    """A safetensors file. Raises ValueError unless it is a header that describes exactly the bytes after it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(512)
+            length = int.from_bytes(start[:8], "little")
+            if start[8:9] != b"{" or length > HEADER_CAP:
+                raise ValueError(f"{path} {kind(start)}; only safetensors files are read here.")
+            file.seek(0)
+            self._header = file.read(8 + length)
+        if len(self._header) < 8 + length:
+            raise ValueError(f"{path} is cut short: its header has {length} bytes, it {size}; fetch it again.")
+        tensors = strict_json(self._header[8:], f"{path}: the header")
+        self.metadata: dict[str, str] = tensors.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict) or len(json.dumps(self.metadata)) > METADATA_CAP:
+            raise ValueError(f"{path} has metadata of another form, or more than {METADATA_CAP} bytes of them.")
+
+        entries = {name: _entry(said, f"{path} is damaged: {name}") for name, said in tensors.items()}
+        self.entries = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
+        end = 0
+        for name, entry in self.entries.items():
+            if entry.begin != end:
+                raise ValueError(
+                    f"{path} is damaged: {name} starts at byte {entry.begin}, not {end}; fetch it again."
+                )
+            end = entry.end
+        if (described := 8 + length + end) != size:
+            what = "cut short" if described > size else "damaged"
+            raise ValueError(f"{path} is {what}: it describes {described} bytes and has {size}; fetch it again.")
+        self.sha256: str | None = None  # once all of it was read
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, in the order of the file; each is of memory of its own."""
+        digest = hashlib.sha256(self._header)
+        with self.path.open("rb") as file:
+            file.seek(len(self._header))
+            for name, entry in self.entries.items():
+                data = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
+                if file.readinto(data.numpy().data) != len(data):
+                    raise ValueError(f"{self.path} was cut short while it was read; fetch it again.")
+                digest.update(data.numpy().data)
+                yield name, data.view(entry.dtype).view(entry.shape)
+        self.sha256 = digest.hexdigest()
+
+
+def read_weights(files: Sequence[Safetensors], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of one file, or of the shards of one; floating-point ones in `dtype`, or as they are stored."""
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        for name, tensor in file.tensors():
+            weights[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    return weights
+
+
+def shapes(files: Iterable[Safetensors]) -> dict[str, Entry]:
+    """The entries of one file, or of the shards of one."""
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in file.entries.items():
+            if name in entries:
+                raise ValueError(f"{file.path} has {name}, which another file of the same weights has, too.")
+            entries[name] = entry
+    return entries
+
+
+def check_weights(network: nn.Module, found: Mapping[str, Entry | Tensor], where: Path) -> None:
+    """Raises ValueError unless what was found is, by name and shape, what the network, maybe on `meta`, is made of."""
+    expected = network.state_dict()
+    for name, parameter in expected.items():
+        if name not in found:
+            raise ValueError(f"{where} has no {name}, which its config.json asks for.")
+        if tuple(found[name].shape) != tuple(parameter.shape):
+            shape, asked = list(found[name].shape), list(parameter.shape)
+            raise ValueError(f"{where} has {name} of shape {shape}; its config.json asks for {asked}.")
+        if not found[name].dtype.is_floating_point:
+            raise ValueError(f"{where} has {name} as {found[name].dtype}; expected floating-point numbers.")
+    if unknown := sorted(set(found) - set(expected)):
+        raise ValueError(f"{where} has {unknown[0]}, which its config.json does not ask for.")
 
 
 class Undrawn(TorchFunctionMode):
@@ -44,65 +145,13 @@ class Undrawn(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def load_weights(network: nn.Module, path: Path, names: dict[str, str] | None = None) -> None:
-    """Gives a network, which may be on the meta device, the weights of a safetensors file.
-
-    `names` are parts of names in the file, and what stands for them in the network. Raises ValueError where
-    the file is unsound, or where its weights are not, by name and shape, those of the network.
-    """
-    check_safetensors(path)
-    weights = load_file(path)
-    for old, new in (names or {}).items():
-        weights = {name.replace(old, new): tensor for name, tensor in weights.items()}
-    expected = network.state_dict()
-    for name, parameter in expected.items():
-        if name not in weights:
-            raise ValueError(f"{path} has no {name}, which its config.json asks for.")
-        if weights[name].shape != parameter.shape:
-            found, asked = list(weights[name].shape), list(parameter.shape)
-            raise ValueError(f"{path} has {name} of shape {found}; its config.json asks for {asked}.")
-        if not weights[name].is_floating_point():
-            raise ValueError(f"{path} has {name} as {weights[name].dtype}; expected floating-point numbers.")
-    if unknown := sorted(set(weights) - set(expected)):
-        raise ValueError(f"{path} has {unknown[0]}, which its config.json does not ask for.")
-    network.load_state_dict(weights, assign=True)
-
-
-def check_safetensors(path: Path) -> None:
-    """Raises ValueError unless the file is a header that describes exactly the bytes that follow it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(512)
-        length = int.from_bytes(start[:8], "little")
-        if start[8:9] != b"{" or length > HEADER_CAP:
-            raise ValueError(f"{path} {kind(start)}; only safetensors files are read here.")
-        file.seek(8)
-        header = file.read(length)
-    if len(header) < length:
-        raise ValueError(f"{path} is cut short: its header has {length} bytes, it {size}; fetch it again.")
-    tensors = strict_json(header, f"{path}: the header")
-    metadata = tensors.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or len(json.dumps(metadata)) > METADATA_CAP:
-        raise ValueError(f"{path} has metadata of another form, or more than {METADATA_CAP} bytes of them.")
-
-    end = 0
-    extents = {name: _extent(entry, f"{path} is damaged: {name}") for name, entry in tensors.items()}
-    for name, (begin, stop) in sorted(extents.items(), key=lambda item: item[1]):
-        if begin != end:
-            raise ValueError(f"{path} is damaged: {name} starts at byte {begin}, not {end}; fetch it again.")
-        end = stop
-    if (described := 8 + length + end) != size:
-        what = "cut short" if described > size else "damaged"
-        raise ValueError(f"{path} is {what}: it describes {described} bytes and has {size}; fetch it again.")
-
-
-def _extent(entry: Any, what: str) -> tuple[int, int]:
-    """First byte and end of a tensor, which must be as far apart as dtype and shape say."""
-    match entry:
+def _entry(said: Any, what: str) -> Entry:
+    """What the header says of a tensor, whose bytes must be as many as dtype and shape ask for."""
+    match said:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
             sides = all(type(side) is int and side >= 0 for side in shape)
-            if dtype in BITS and sides and begin >= 0 and 8 * (end - begin) == BITS[dtype] * math.prod(shape):
-                return begin, end
+            if dtype in DTYPES and sides and begin >= 0 and end - begin == DTYPES[dtype].itemsize * math.prod(shape):
+                return Entry(DTYPES[dtype], tuple(shape), begin, end)
     raise ValueError(f"{what} has a dtype, a shape and offsets that do not agree; fetch it again.")
 
 

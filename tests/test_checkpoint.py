@@ -1,5 +1,6 @@
 """Model folders: out, in, in diffusers, and the many ways in which one can be wrong."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -17,19 +18,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffusion.autoencoder import PixelSpace
-from diffusion.checkpoint import Model, find_model, load_model
+from diffusion.checkpoint import DEFAULT_MODEL, SHIPPED, Model, find_model, load_model
 from diffusion.durable import write_atomically
-from diffusion.weights import check_safetensors, strict_json
+from diffusion.weights import Safetensors, strict_json
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
-PARTS = ["model_index.json", "generation_config.json", "tokenizer", "text_encoder", "unet", "scheduler"]
+PARTS = ["model_index.json", "generation_config.json", "tokenizer", "text_encoder", "unet", "scheduler", "SHA256SUMS"]
 
 
 @pytest.fixture
 def folder(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy to be broken."""
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    """A copy to be broken, without the sums, which would refuse every change alike."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "SHA256SUMS").unlink()
+    return tmp_path / "model"
 
 
 def refused(folder: Path) -> str:
@@ -263,18 +266,18 @@ def test_unsound_safetensors(tmp_path: Path, file: bytes, said: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(file)
     with pytest.raises(ValueError, match=said):
-        check_safetensors(path)
+        Safetensors(path)
 
 
 def test_sound_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensors = {"b": torch.ones(2, 3), "a": torch.zeros(()), "c": torch.ones(0)}
     save_file(tensors, path, metadata={"format": "pt"})
-    check_safetensors(path)
+    Safetensors(path)
     header = json.dumps({"a": entry()})  # padded to 640 bytes, it makes the file begin as a pickle does
     path.write_bytes(safetensors(header + " " * (640 - len(header))))
     assert path.read_bytes()[:2] == b"\x80\x02"
-    check_safetensors(path)
+    Safetensors(path)
 
 
 def test_strict_json_looks_into_every_object() -> None:
@@ -296,3 +299,42 @@ def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_atomically(tmp_path / "folder", b"new")
     assert path.read_bytes() == b"old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_sums_are_those_of_sha256sum_and_hold_for_the_shipped_model(tiny_model: Path) -> None:
+    for folder in (tiny_model, SHIPPED / DEFAULT_MODEL):
+        lines = (folder / "SHA256SUMS").read_text().splitlines()
+        sums = {name: sum for sum, name in (line.split("  ") for line in lines)}
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        assert sums.keys() == files.keys() - {"SHA256SUMS"}
+        assert all(hashlib.sha256(files[name].read_bytes()).hexdigest() == sum for name, sum in sums.items())
+        model = load_model(folder)
+        assert model.hashes == {name: sum for name, sum in sums.items() if name.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [UNET, "unet/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt", PARTS[0], PARTS[1]],
+)
+def test_one_flipped_bit_is_refused(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    data = bytearray((folder / name).read_bytes())
+    data[-9] ^= 2
+    (folder / name).write_bytes(data)
+    assert "SHA256SUMS" in refused(folder) or "not valid JSON" in refused(folder)
+
+
+def test_sums_name_all_that_is_read(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    sums, defaults = folder / "SHA256SUMS", folder / "generation_config.json"
+    whole, said = sums.read_text(), defaults.read_text()
+    defaults.unlink()
+    assert "has no generation_config.json, which its SHA256SUMS names" in refused(folder)
+    defaults.write_text(said)
+    sums.write_text("".join(line for line in whole.splitlines(True) if "generation" not in line))
+    assert "generation_config.json was added since SHA256SUMS" in refused(folder)
+    for line, broken in ((1, "x" + whole), (1, ""), (2, whole.split("\n")[0] + "\n" + whole)):
+        sums.write_text(broken or "\n")
+        assert f"damaged in line {line}" in refused(folder)
+    sums.unlink()
+    load_model(folder)

@@ -169,7 +169,7 @@ def test_picture_of_two_equals_diffusers(tiny_model: Path, pipeline: Pipeline, l
 
 def test_live_equals_merged(model: Model, adapters: Adapters) -> None:
     pinned = adapters.pin([Lora("new", 0.6), Lora("more/kohya", -0.4)])
-    live, merged = adapters.adapt(pinned), load_model(model.folder)
+    live, merged = adapters.adapt(pinned), load_model(model.path)
     for network, parts in adapters.parts(pinned).items():
         target = {"unet": merged.unet, "text_encoder": merged.text_encoders[0]}[network]
         for layer, added in parts.items():

@@ -32,12 +32,12 @@ def test_chunks_hold_everything(model: Model) -> None:
     assert Request(**said["request"]) == Request(**asdict(request))
     assert said["model"]["name"] == "tiny"
     for name, expected in said["model"]["weights"].items():
-        assert hashlib.sha256((model.folder / name).read_bytes()).hexdigest() == expected
+        assert hashlib.sha256((model.path / name).read_bytes()).hexdigest() == expected
     assert said["versions"] == {"oboro": VERSION, "torch": torch.__version__}
     assert (said["dtype"], said["device"]) == ("float32", "cpu")
     unet = said["model"]["weights"]["unet/diffusion_pytorch_model.safetensors"]
     assert f"Model hash: {unet[:10]}, Model: tiny," in texts["parameters"]
-    assert texts == describe(request, load_model(model.folder), torch.device("cpu"), torch.float32)
+    assert texts == describe(request, load_model(model.path), torch.device("cpu"), torch.float32)
 
 
 def test_digest_is_of_request_and_weights(model: Model, pixel_model: Path) -> None:

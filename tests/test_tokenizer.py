@@ -173,7 +173,7 @@ def test_users_mistakes_are_named(trained: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt, or tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
     trained.save(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<pad>"}')
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}')
     with pytest.raises(ValueError, match="pad_token '<pad>' is not in the vocabulary"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "vocab.json").write_text("{")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig
-from diffusion.checkpoint import save_autoencoder
+from diffusion.folder import save_autoencoder
 from train.command import run
 from train.curve import grid
 from train.data import Dataset

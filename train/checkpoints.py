@@ -14,8 +14,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion.checkpoint import sha256
 from diffusion.durable import flush
+from diffusion.files import sha256
 
 MANIFEST = "manifest.json"
 Tensors = dict[str, dict[str, Tensor]]  # file stem -> its tensors

@@ -11,9 +11,11 @@ from clip.pretrained import text_encoder_from_folder
 from clip.text import TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, PixelSpace
-from diffusion.checkpoint import Defaults, load_autoencoder, save_model
+from diffusion.checkpoint import Defaults, save_model
 from diffusion.conditioning import Conditioning
 from diffusion.denoiser import Denoiser, Loss, logit_normal
+from diffusion.files import Files
+from diffusion.folder import load_autoencoder
 from diffusion.guidance import always, guide
 from diffusion.noise import Noise
 from diffusion.samplers import SAMPLERS
@@ -106,7 +108,7 @@ def frozen_parts(recipe: Recipe, model: Path) -> tuple[Tokenizer, TextEncoder, A
         if not (model / part).is_dir() and not (part == "vae" and pixels):
             raise ValueError(f"{model / part} is not there yet: run python -m train.{stage} first, or python -m train.")
     text_encoder = text_encoder_from_folder(model / "text_encoder").float().eval().requires_grad_(False)
-    autoencoder = PixelSpace() if pixels else load_autoencoder(model / "vae").float()
+    autoencoder = PixelSpace() if pixels else load_autoencoder(Files(model / "vae"))
     return Tokenizer.from_folder(model / "tokenizer"), text_encoder, autoencoder.eval().requires_grad_(False)
 
 

@@ -1,0 +1,258 @@
+"""Model folders in the layout of diffusers' StableDiffusionPipeline and StableDiffusionXLPipeline.
+
+    model_index.json                 the classes of the parts
+    generation_config.json           what a request gets where it says nothing: steps, sampler, ... (ours alone)
+    tokenizer/, tokenizer_2/         vocab.json, merges.txt, ...
+    text_encoder/, text_encoder_2/   config.json, model.safetensors; XL has two
+    unet/                            config.json, diffusion_pytorch_model.safetensors
+    vae/                             the same; a model of pixels has none
+    scheduler/                       scheduler_config.json
+    SHA256SUMS                       of all of these (ours alone)
+
+Weights may be in shards that an index names, or in a `.fp16` variant. The classes of parts are on a list.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from posixpath import join
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from clip.pretrained import save_text_encoder, text_encoder_from_weights
+from clip.text import TextEncoder
+from clip.tokenizer import Tokenizer
+from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
+from diffusion.conditioning import PLAIN, XL, Reading
+from diffusion.config import DIFFUSERS_VERSION
+from diffusion.durable import write_atomically
+from diffusion.files import SUMS, WHOLE, Files, format_sums, sums_of
+from diffusion.model import Defaults, Model
+from diffusion.noise import Noise
+from diffusion.schedulers import SCHEDULERS, NoiseConfig
+from diffusion.unet import UNet, UNetConfig
+from diffusion.weights import Undrawn, check_weights, shapes, write_safetensors
+
+INDEX, DEFAULTS = "model_index.json", "generation_config.json"
+WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"  # .safetensors
+
+# The pipelines whose models are read here; what a pipeline does with them is no matter.
+PIPELINES = [
+    f"{kind}{task}Pipeline" for kind in ("StableDiffusion", "StableDiffusionXL") for task in ("", "Img2Img", "Inpaint")
+]
+# Each part, and what model_index.json may name for it: a library and classes.
+TOKENIZER = ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast"))
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "tokenizer": TOKENIZER,
+    "text_encoder": ("transformers", ("CLIPTextModel", "CLIPTextModelWithProjection")),
+    "tokenizer_2": TOKENIZER,
+    "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
+    "unet": ("diffusers", ("UNet2DConditionModel",)),
+    "vae": ("diffusers", ("AutoencoderKL",)),
+    "scheduler": ("diffusers", tuple(SCHEDULERS)),
+}
+UNREAD = {"safety_checker", "feature_extractor", "image_encoder"}  # parts that a folder may have besides
+
+# The autoencoder's attention, as diffusers named its layers before 0.15 and Stable Diffusion 1.x still does.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_NAMES = {f".attentions.0.{old}.": f".attentions.0.{new}." for old, new in OLD_ATTENTION.items()}
+
+T = TypeVar("T")
+N = TypeVar("N", bound=nn.Module)
+
+
+def load_folder(root: Path, dtype: torch.dtype | None, others: torch.dtype | None, name: str) -> Model:
+    """Reads a model folder: the U-Net in `dtype`, the other networks in `others`; None is as they are stored."""
+    files = Files(root)
+    index, parts = _read_index(files)
+    two = "text_encoder_2" in parts
+    tokenizers = [load_tokenizer(files, f"tokenizer{n}") for n in ("", "_2")[: 1 + two]]
+    text_encoders = [load_text_encoder(files, f"text_encoder{n}", others) for n in ("", "_2")[: 1 + two]]
+    unet = load_unet(files, "unet", dtype)
+    autoencoder = load_autoencoder(files, "vae", others) if "vae" in parts else PixelSpace()
+    noise = load_noise(files, "scheduler")
+    defaults = _load_defaults(files, Defaults(sampler=noise.config.sampler, size=picture_size(unet, autoencoder)))
+    reading = replace(XL, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True))) if two else PLAIN
+    return Model(
+        tuple(tokenizers), tuple(text_encoders), unet, autoencoder, noise, defaults, root, name, files.hashes, reading
+    )
+
+
+def picture_size(unet: UNet, autoencoder: Autoencoder | PixelSpace) -> int:
+    """Pixels a side of the pictures that a model was trained on."""
+    return (unet.config.sample_size or Defaults.size // autoencoder.factor) * autoencoder.factor
+
+
+def load_tokenizer(files: Files, part: str = "") -> Tokenizer:
+    files.verify_all(part)
+    if files.has(join(part, "tokenizer_config.json")):
+        files.config(join(part, "tokenizer_config.json"))
+    return _build(files.root / part, lambda: Tokenizer.from_folder(files.root / part))
+
+
+def load_text_encoder(files: Files, part: str = "", dtype: torch.dtype | None = torch.float32) -> TextEncoder:
+    folder, config = files.root / part, files.config(join(part, "config.json"))
+    weights = files.read(files.weights(part, TEXT_WEIGHTS), dtype)
+    with Undrawn():
+        return _build(folder, lambda: text_encoder_from_weights(config, weights, folder)).eval()
+
+
+def load_unet(files: Files, part: str = "", dtype: torch.dtype | None = torch.float32) -> UNet:
+    return _load_network(files, part, dtype, lambda config: UNet(UNetConfig.from_dict(config)))
+
+
+def load_autoencoder(files: Files, part: str = "", dtype: torch.dtype | None = torch.float32) -> Autoencoder:
+    return _load_network(files, part, dtype, lambda said: Autoencoder(AutoencoderConfig.from_dict(said)), OLD_NAMES)
+
+
+def load_noise(files: Files, part: str = "") -> Noise:
+    config = files.config(join(part, "scheduler_config.json"))
+    return _build(files.root / part, lambda: Noise(NoiseConfig.from_dict(config)))
+
+
+def save_folder(
+    folder: Path,
+    tokenizers: Sequence[Tokenizer],
+    text_encoders: Sequence[TextEncoder],
+    unet: UNet,
+    autoencoder: Autoencoder | PixelSpace,
+    noise: Noise,
+    defaults: Defaults,
+    reading: Reading = PLAIN,
+) -> None:
+    """Writes a model folder. Weights keep the dtype that they have: `unet.half()` first halves the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {part: [library, classes[0]] for part, (library, classes) in PARTS.items()}
+    for n, tokenizer, text_encoder in zip(("", "_2"), tokenizers, text_encoders, strict=False):
+        tokenizer.save(folder / f"tokenizer{n}")
+        save_text_encoder(text_encoder, folder / f"text_encoder{n}")
+    if len(text_encoders) == 1:
+        del parts["tokenizer_2"], parts["text_encoder_2"]
+    save_unet(unet, folder / "unet")
+    if isinstance(autoencoder, Autoencoder):
+        save_autoencoder(autoencoder, folder / "vae")
+    else:
+        del parts["vae"]
+    parts["scheduler"] = ["diffusers", noise.config.scheduler]
+    save_noise(noise, folder / "scheduler")
+    write_atomically(folder / DEFAULTS, _json(asdict(defaults)))
+
+    kind = "StableDiffusion" if len(text_encoders) == 1 else "StableDiffusionXL"
+    task = "Inpaint" if unet.config.in_channels > unet.config.out_channels else ""
+    pipeline = {"_class_name": f"{kind}{task}Pipeline", "_diffusers_version": DIFFUSERS_VERSION}
+    if len(text_encoders) == 1:
+        absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    else:
+        absent = {"force_zeros_for_empty_prompt": reading.empty_is_zero}
+    index = _json(pipeline | parts | absent)
+    # The index comes last: a folder without it is no model, so that half of one is never taken for a whole.
+    (folder / INDEX).unlink(missing_ok=True)
+    sums = sums_of(folder) | {INDEX: hashlib.sha256(index).hexdigest()}
+    write_atomically(folder / SUMS, format_sums(sums))
+    write_atomically(folder / INDEX, index)
+
+
+def save_unet(unet: UNet, folder: Path) -> None:
+    _save_network(folder, unet, unet.config.to_dict())
+
+
+def save_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
+    _save_network(folder, autoencoder, autoencoder.config.to_dict())
+
+
+def save_noise(noise: Noise, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = noise.config.to_dict() | {"_diffusers_version": DIFFUSERS_VERSION}
+    write_atomically(folder / "scheduler_config.json", _json(config))
+
+
+def other_kind(folder: Path) -> str:
+    """What a folder without a model_index.json is."""
+    names = {path.name for path in folder.iterdir()}
+    if "adapter_config.json" in names or any("lora" in name.lower() for name in names):
+        return "is a LoRA, which changes a model and is none by itself"
+    if "config.json" in names:
+        config = Files(folder).config("config.json")
+        return f"is a {config.get('_class_name') or config.get('model_type') or 'network'} alone"
+    return "has no model_index.json" if names else "is empty"
+
+
+def _read_index(files: Files) -> tuple[dict[str, Any], set[str]]:
+    """model_index.json, and the parts that it names: each is known here, and lies in the folder."""
+    folder = files.root
+    if not files.has(INDEX):
+        raise ValueError(f"{folder} {other_kind(folder)}; give a model folder, as diffusers saves one.")
+    index = files.config(INDEX)
+    if index.get("requires_aesthetics_score"):
+        raise ValueError(f"{folder} is XL's refiner, which finishes another model's pictures; give the base model.")
+    if (name := index.get("_class_name")) not in PIPELINES:
+        raise ValueError(f"{folder} is a model for {name}; only those of Stable Diffusion 1.x, 2.x and XL are read.")
+    named = {part: value for part, value in index.items() if isinstance(value, list)}
+    parts = {part: value for part, value in named.items() if value != [None, None]}
+    for part, value in parts.items():
+        library, classes = PARTS.get(part, ("", ()))
+        if part not in UNREAD and value not in [[library, name] for name in classes]:
+            expected = f"expected {' or '.join(classes)} of {library}" if classes else "no such part is known"
+            raise ValueError(f"{folder} has as its {part} {'.'.join(map(str, value))}; {expected}.")
+    optional = {"vae"} if "text_encoder_2" in parts else {"vae", "tokenizer_2", "text_encoder_2"}
+    for part in PARTS:
+        if part not in parts and part not in optional:
+            raise ValueError(f"{folder / INDEX} names no {part}; {WHOLE}.")
+        if part in parts and not (folder / part).is_dir():
+            raise ValueError(f"{folder} has no folder {part}, which its {INDEX} names; {WHOLE}.")
+    return index, set(parts)
+
+
+def _load_defaults(files: Files, otherwise: Defaults) -> Defaults:
+    if not files.has(DEFAULTS):
+        return otherwise
+    said, known = files.config(DEFAULTS), [field.name for field in fields(Defaults)]
+    for name in said:
+        if name not in known:
+            raise ValueError(f"{files.root / DEFAULTS} has no setting {name!r}; it takes {', '.join(known)}.")
+    return replace(otherwise, **said)
+
+
+def _load_network(
+    files: Files,
+    part: str,
+    dtype: torch.dtype | None,
+    build: Callable[[dict[str, Any]], N],
+    names: dict[str, str] | None = None,
+) -> N:
+    """`names` are parts of names in the file, and what stands for them in the network."""
+    config = files.config(join(part, "config.json"))
+    with Undrawn(), torch.device("meta"):
+        network = _build(files.root / part, lambda: build(config))
+
+    def ours(name: str) -> str:
+        for old, new in (names or {}).items():
+            name = name.replace(old, new)
+        return name
+
+    stored = files.weights(part, WEIGHTS)
+    check_weights(network, {ours(name): entry for name, entry in shapes(stored).items()}, stored[0].path)
+    network.load_state_dict({ours(name): w for name, w in files.read(stored, dtype).items()}, assign=True)
+    return network.eval()
+
+
+def _save_network(folder: Path, network: nn.Module, config: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / f"{WEIGHTS}.safetensors", network.state_dict())
+    write_atomically(folder / "config.json", _json(config))
+
+
+def _build(folder: Path, part: Callable[[], T]) -> T:
+    """The part that `folder` describes. What a wrong one raises becomes one sentence that names it."""
+    try:
+        return part()
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()

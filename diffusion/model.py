@@ -1,0 +1,40 @@
+"""A model: all that makes a picture of a request, wherever it was read from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clip.text import TextEncoder
+from clip.tokenizer import Tokenizer
+from diffusion.autoencoder import Autoencoder, PixelSpace
+from diffusion.conditioning import PLAIN, Reading
+from diffusion.noise import Noise
+from diffusion.unet import UNet
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a request gets where it says nothing itself."""
+
+    steps: int = 25
+    sampler: str = "dpmpp_2m"
+    schedule: str = "automatic"
+    guidance: float = 7.5
+    size: int = 512  # pixels a side
+
+
+@dataclass(frozen=True)
+class Model:
+    """The networks are loaded to evaluate, on the CPU, in float32; the U-Net in what it shall run in."""
+
+    tokenizers: tuple[Tokenizer, ...]  # one a text encoder
+    text_encoders: tuple[TextEncoder, ...]
+    unet: UNet
+    autoencoder: Autoencoder | PixelSpace
+    noise: Noise
+    defaults: Defaults
+    path: Path  # a folder, or a single file
+    name: str
+    hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of every weight file, by its path in the folder
+    reading: Reading = PLAIN
+    vae: Path | None = None  # the folder or the file of an autoencoder that stands in for the model's own

@@ -1,0 +1,180 @@
+"""Stable Diffusion 1.x, 2.x and XL: the networks and the pictures of diffusers and transformers."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from networks import relative_error
+from PIL import Image
+
+from benchmarks.parity import difference
+from diffusion.checkpoint import load_model, save_model
+from diffusion.conditioning import encode
+from diffusion.model import Model
+from diffusion.pipeline import Pipeline
+from diffusion.request import Request
+
+PROMPT, NEGATIVE = "a red apple beside a blue star", "a green apple"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a kind, made once."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = models.save_model(kind, tmp_path_factory.mktemp("models") / kind)
+        return made[kind]
+
+    return make
+
+
+def theirs_of(folder: Path) -> DiffusionPipeline:
+    library = DiffusionPipeline.from_pretrained(folder)
+    library.set_progress_bar_config(disable=True)
+    return library
+
+
+def picture(library: DiffusionPipeline, pipeline: Pipeline, request: Request) -> tuple[Image.Image, Image.Image]:
+    """Ours and theirs, from the same noise."""
+    (ours,) = pipeline.generate([request])
+    theirs = library(
+        request.prompt,
+        negative_prompt=request.negative or None,
+        latents=pipeline.noise(ours.request)(),
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        width=request.width,
+        height=request.height,
+    ).images[0]
+    return ours.image, theirs
+
+
+@pytest.mark.parametrize("kind", models.KINDS)
+@torch.no_grad()
+def test_networks_and_pictures_are_those_of_diffusers(folder: Callable[[str], Path], kind: str) -> None:
+    library, pipeline = theirs_of(folder(kind)), Pipeline(load_model(folder(kind)))
+    model = pipeline.model
+    ids = [tokenizer([PROMPT]) for tokenizer in model.tokenizers]
+    text = encode(model.text_encoders, ids, model.reading)
+    expected, _, *rest = library.encode_prompt(
+        PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    assert relative_error(text.tokens, expected) < 1e-5
+    if kind == "xl":
+        assert relative_error(text.pooled, rest[0]) < 1e-5
+
+    x, t = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([601.0])
+    text = text.sized(24, 16)
+    added = {"text_embeds": text.pooled, "time_ids": text.sizes}
+    expected = library.unet(x, t, text.tokens, added_cond_kwargs=added).sample
+    assert relative_error(model.unet(x, t, text), expected) < 1e-5
+    images = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert relative_error(model.autoencoder.moments(images)[0], library.vae.encode(images).latent_dist.mean) < 1e-5
+    scaled = x / library.vae.config.scaling_factor
+    assert relative_error(model.autoencoder.decode(x), library.vae.decode(scaled).sample) < 1e-5
+
+    for negative in ("", NEGATIVE):
+        request = Request(PROMPT, negative, seed=1, steps=3, guidance=4, width=24, height=16, sampler="euler")
+        found = difference(*picture(library, pipeline, request))
+        assert found.within_rounding, (negative, found)
+
+
+@pytest.mark.parametrize("kind", models.KINDS)
+def test_saved_folder_is_the_same_model_to_us_and_to_diffusers(
+    folder: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    model = load_model(folder(kind))
+    save_model(tmp_path / "again", *parts(model))
+    again = load_model(tmp_path / "again")
+    assert (again.reading, again.noise.config, again.defaults) == (model.reading, model.noise.config, model.defaults)
+    request = Request(PROMPT, seed=1, steps=2, width=24, height=16, sampler="euler", guidance=3)
+    (before,), (after,) = Pipeline(model).generate([request]), Pipeline(again).generate([request])
+    assert before.image.tobytes() == after.image.tobytes()
+    library = theirs_of(tmp_path / "again")
+    assert type(library) is type(theirs_of(folder(kind)))
+    assert difference(*picture(library, Pipeline(again), request)).within_rounding
+
+
+def parts(model: Model) -> tuple:
+    return (
+        *(model.tokenizers, model.text_encoders, model.unet, model.autoencoder),
+        *(model.noise, model.defaults, model.reading),
+    )
+
+
+def test_the_empty_negative_prompt_of_xl_is_zero_where_the_folder_says_so(folder: Callable[[str], Path]) -> None:
+    model = load_model(folder("xl"))
+    assert model.reading.empty_is_zero
+    assert not Pipeline(model).nothing.tokens.any()
+    assert Pipeline(replace(model, reading=replace(model.reading, empty_is_zero=False))).nothing.tokens.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_unet_is_read_in_the_dtype_that_it_runs_in(folder: Callable[[str], Path], dtype: torch.dtype) -> None:
+    model, full = load_model(folder("sd1"), dtype), load_model(folder("sd1"))
+    assert {p.dtype for p in model.unet.parameters()} == {dtype}
+    assert {p.dtype for net in (*model.text_encoders, model.autoencoder) for p in net.parameters()} == {torch.float32}
+    for narrow, wide in zip(model.unet.parameters(), full.unet.parameters(), strict=True):
+        assert torch.equal(narrow, wide.to(dtype))
+
+
+@pytest.mark.parametrize("how", ["shards", "variant", "variant of shards"])
+def test_weights_in_shards_and_in_variants(folder: Callable[[str], Path], tmp_path: Path, how: str) -> None:
+    library = theirs_of(folder("xl")).to(torch.float16)
+    options = {"variant": "fp16"} if "variant" in how else {}
+    library.save_pretrained(tmp_path / "model", max_shard_size="200KB" if "shards" in how else "10GB", **options)
+    assert not list(tmp_path.rglob("*model.safetensors"))
+    model, expected = load_model(tmp_path / "model"), load_model(folder("xl"))
+    for ours, theirs in zip(model.unet.parameters(), expected.unet.parameters(), strict=True):
+        assert torch.equal(ours, theirs.half().float())
+    assert len(model.hashes) == len(list(tmp_path.rglob("*.safetensors")))
+
+
+def test_shards_lie_beside_their_index(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    theirs_of(folder("sd1")).save_pretrained(tmp_path / "model", max_shard_size="200KB")
+    index = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    whole = index.read_text()
+    for written, said in (
+        (whole.replace("-00001-of", "-00077-of"), "does not lie beside it"),
+        (whole.replace("diffusion_pytorch_model-00001", "../vae/diffusion_pytorch_model-00001"), "does not lie beside"),
+        ('{"weight_map": {}}', "has no weight_map"),
+        ('{"weight_map": {"a": 1}}', "has no weight_map"),
+    ):
+        index.write_text(written)
+        with pytest.raises(ValueError, match=said):
+            load_model(tmp_path / "model")
+
+
+def test_another_autoencoder(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    model, other = load_model(folder("sd1")), load_model(folder("xl")).autoencoder
+    for path in (folder("xl"), folder("xl") / "vae"):
+        swapped = load_model(folder("sd1"), vae=path)
+        assert swapped.vae == path
+        assert swapped.autoencoder.config == other.config
+        changed = {name for name, sum in swapped.hashes.items() if model.hashes[name] != sum}
+        assert changed == {"vae/diffusion_pytorch_model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "said"),
+    [
+        ("model_index.json", {"text_encoder_2": [None, None]}, "64 numbers a token, where the U-Net reads 192"),
+        ("model_index.json", {"tokenizer_2": [None, None]}, "names no tokenizer_2"),
+        ("model_index.json", {"requires_aesthetics_score": True}, "XL's refiner"),
+        ("unet/config.json", {"addition_time_embed_dim": 4}, "96 numbers of pooled text, where the U-Net reads 120"),
+    ],
+)
+def test_parts_of_xl_fit_or_are_refused(
+    folder: Callable[[str], Path], tmp_path: Path, part: str, values: dict, said: str
+) -> None:
+    copy = shutil.copytree(folder("xl"), tmp_path / "model")
+    models.edit(copy / part, **values)
+    with pytest.raises(ValueError, match=said):
+        load_model(copy)

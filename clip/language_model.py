@@ -116,6 +116,8 @@ class Sampling:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def choose(logits: Tensor) -> Tensor:
+            if self.temperature == 0:
+                return logits.argmax(dim=-1)
             probabilities = self.probabilities(logits).cpu()
             drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, generators, strict=True)]
             return torch.cat(drawn).to(logits.device)

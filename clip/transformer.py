@@ -128,10 +128,11 @@ class Attention(nn.Module):
         self, x: Tensor, context: Context, append: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
     ) -> Tensor:
         """`append` puts new keys and values after those of earlier tokens and gives all."""
-        qkv = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, -1)).transpose(1, 2)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # each [B, H, L, d]
+        qkv = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, -1)).transpose(1, 2)  # [B, H, L, d]
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         if context.rotation is not None:
-            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+            qk = rotate(qk, context.rotation)
+        q, k = qk.split([self.heads, self.kv_heads], dim=1)
         if append is not None:
             k, v = append(k, v)
         x = F.scaled_dot_product_attention(

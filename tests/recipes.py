@@ -68,6 +68,16 @@ mean = 0.0
 std = 1.0
 [denoiser.training]
 {training}
+[language]
+vocab_size = 290
+[language.model]
+width = 16
+layers = 1
+heads = 2
+mlp_width = 32
+length = 32
+[language.training]
+{training}
 [defaults]
 steps = 2
 sampler = "ddim"

@@ -6,6 +6,7 @@ Every stage of a run reads the same recipe and the same run folder:
     autoencoder/    train.autoencoder: checkpoints, loss curve, sample grids    => model/vae
     contrastive/    train.contrastive: the same of CLIP, whole in clip/         => model/tokenizer, model/text_encoder
     denoiser/       train.denoiser: the same of the U-Net                       => model/unet, model/scheduler: complete
+    language/       train.language: of a language model of the captions, apart  => prompts/
 """
 
 import argparse
@@ -33,6 +34,7 @@ class Recipe:
     contrastive: Table = field(default_factory=dict)
     denoiser: Table = field(default_factory=dict)
     defaults: Table = field(default_factory=dict)  # generation_config.json: steps, sampler, schedule, guidance
+    language: Table = field(default_factory=dict)  # of captions: train.language
     judge: Table = field(default_factory=dict)  # of pictures: train.evaluate
 
     @classmethod

@@ -20,6 +20,7 @@ from diffusion.metadata import describe
 from diffusion.reader import Reader
 from diffusion.request import Request, Resolved, passes, resolve, sigmas
 from diffusion.samplers import OPTIONS, Denoise, Sampler, sampler
+from diffusion.schedules import arrivals
 from diffusion.seeds import Draw, seeded, varied
 from diffusion.texts import encode_picture
 from diffusion.threads import threads
@@ -146,6 +147,8 @@ class Pipeline:
     def sampler(self, request: Resolved) -> Sampler:
         """The sampler, told what the model's configuration and the request say to it."""
         asked = {option: value for option in OPTIONS if (value := getattr(request, option)) is not None}
+        if (request.sampler, request.schedule) == (self.model.noise.config.sampler, "automatic"):
+            asked["arrivals"] = arrivals(self.model.noise, request.steps)
         return sampler(request.sampler, self.model.noise.config.options | asked)
 
     def noise(self, request: Resolved) -> Draw:

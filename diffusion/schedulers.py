@@ -86,7 +86,7 @@ SCHEDULERS: dict[str, Scheduler] = {
             "lower_order_final": (True,),
         },
     ),
-    "DDIMScheduler": Scheduler(  # diffusers' leaves its own grid under `linspace`; here it stays on it
+    "DDIMScheduler": Scheduler(
         sampler="ddim",
         knows=CLIP | {"rescale_betas_zero_snr", "set_alpha_to_one"},
         whole_times=True,
@@ -104,7 +104,11 @@ SCHEDULERS: dict[str, Scheduler] = {
         whole_times=True,
         defaults={"timestep_spacing": "leading", "set_alpha_to_one": False, "skip_prk_steps": False},
         states={"skip_prk_steps": True},
-        accepts={"prediction_type": ("epsilon", "v_prediction"), "skip_prk_steps": (True,)},
+        accepts={
+            "prediction_type": ("epsilon", "v_prediction"),
+            "skip_prk_steps": (True,),
+            "timestep_spacing": ("leading",),  # on others it does not keep to its own grid, as DDIM does not
+        },
     ),
     "LCMScheduler": Scheduler(
         sampler="lcm",
@@ -192,7 +196,7 @@ class NoiseConfig:
         _one_of("prediction_type", self.prediction_type, ("flow_prediction",) if self.flow else discrete)
         scheduler = SCHEDULERS[self.scheduler]
         for key, allowed in scheduler.accepts.items():
-            if key in scheduler.knows or key == "prediction_type":
+            if key in _fields(self.scheduler):
                 _one_of(f"{key} of {self.scheduler}", getattr(self, key), allowed)
         multistep = (self.algorithm_type, self.solver_order)
         if self.scheduler == "DPMSolverMultistepScheduler" and multistep not in MULTISTEP:

@@ -172,6 +172,21 @@ def _automatic(noise: Noise, steps: int) -> Tensor:
     return _end(sigmas, last)
 
 
+def arrivals(noise: Noise, steps: int) -> tuple[float, ...] | None:
+    """Where the steps of diffusers' DDIM lead, if not along its own grid; as `ddim` takes them.
+
+    Each goes T // steps times down, whatever comes next: where steps do not divide T, and under `linspace` always,
+    the network is then told another time than that of the noise in x.
+    """
+    config = noise.config
+    if config.scheduler != "DDIMScheduler" or config.timestep_spacing == "leading":
+        return None
+    times = (_spaced_times(config, steps).long() - config.num_train_timesteps // steps).tolist()
+    last = 0.0 if config.ends_at_zero else noise.sigmas[0].item()
+    reached = tuple(noise.sigmas[time].item() if time >= 0 else last for time in times)
+    return None if reached == tuple(_automatic(noise, steps)[1:].tolist()) else reached
+
+
 SCHEDULES: dict[str, Callable[[Noise, int], Tensor]] = {
     "automatic": _automatic,
     "normal": _normal,

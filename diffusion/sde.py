@@ -39,20 +39,32 @@ def euler_ancestral(
 
 
 def ddim(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, eta: float = 0.0, clip: float | None = None
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    eta: float = 0.0,
+    clip: float | None = None,
+    arrivals: Sequence[float] | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021a, equation 12), Euler's method on sigma, as that paper's equation 14 shows. Order 1.
 
-    x0 is clipped to +-`clip`, if given; the noise in x is still taken to be what it was before.
+    x0 is clipped to +-`clip`, if given; the noise in x is still taken to be what it was before. `arrivals` are where
+    the steps lead, if not to the next sigma: x, over sqrt(1 + sigma^2), is then taken for one at that sigma.
     """
-    for sigma, lower in pairwise(levels(sigmas)):
-        weight, up = ancestral(sigma, lower, eta)
+    grid = levels(sigmas)
+    reached = (arrivals or grid[1:])[1 - len(grid) :]  # of a part of a grid, it is the last one
+    for sigma, lower, arrival in zip(grid[:-1], grid[1:], reached, strict=True):
+        weight, up = ancestral(sigma, arrival, eta)
         x0 = denoise(x, sigma)
         x = torch.lerp(x0, x, weight)
         if clip is not None:
             x = x + (x0.clamp(-clip, clip) - x0)
         if up > 0:
             x = x + up * noise()
+        if arrival != lower:
+            x = math.hypot(1, lower) / math.hypot(1, arrival) * x
     return x
 
 

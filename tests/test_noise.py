@@ -136,7 +136,8 @@ HERE = [name for name in SCHEDULERS if "dummy" not in getattr(diffusers, name)._
 @pytest.mark.parametrize("scheduler", HERE)
 def test_configurations_survive_the_way_through_diffusers(scheduler: str, tmp_path) -> None:
     kind = "flow_prediction" if scheduler.startswith("Flow") else "v_prediction"
-    config = NoiseConfig(scheduler=scheduler, prediction_type=kind)
+    spacing = {"timestep_spacing": "leading"} if scheduler == "PNDMScheduler" else {}
+    config = NoiseConfig(scheduler=scheduler, prediction_type=kind, **spacing)
     written = config.to_dict()
     theirs, unused = getattr(diffusers, scheduler).from_config(written, return_unused_kwargs=True)
     assert not set(unused) - {"_class_name"}
@@ -161,6 +162,7 @@ def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> Non
     [
         ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
         ({"_class_name": "PNDMScheduler"}, "skip_prk_steps"),  # diffusers' default there
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True, "timestep_spacing": "trailing"}, "timestep_spacing"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "deis"}, "algorithm_type"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}, "solver_order"),
         (

@@ -13,7 +13,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.noise import Noise
 from diffusion.samplers import DISCARDS_PENULTIMATE, SAMPLER_NAMES, SAMPLERS, effective, options, our_sampler, sampler
 from diffusion.schedulers import NoiseConfig
-from diffusion.schedules import SCHEDULE_NAMES, SCHEDULES, karras, schedule
+from diffusion.schedules import SCHEDULE_NAMES, SCHEDULES, arrivals, karras, schedule
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHAPE = (2, 4, 3, 3)
@@ -68,7 +68,8 @@ def sample(config: NoiseConfig, steps: int, **asked: float) -> Tensor:
     sigmas = schedule(noise, "automatic", steps)
     denoiser = Denoiser(network, noise, config.prediction_type)
     x = draw() * noise.start(sigmas[0].item())
-    x = sampler(config.sampler, config.options | asked)(lambda x, sigma: denoiser(x, sigma, None), x, sigmas, draw)
+    said = config.options | {"arrivals": arrivals(noise, steps)} | asked
+    x = sampler(config.sampler, said)(lambda x, sigma: denoiser(x, sigma, None), x, sigmas, draw)
     return x / math.hypot(1, sigmas[-1])
 
 
@@ -104,6 +105,8 @@ LOOPS = [
     ("DDIMScheduler", {"timestep_spacing": "leading"}),
     ("DDIMScheduler", {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}),
     ("DDIMScheduler", {"timestep_spacing": "leading", "clip_sample": True, "clip_sample_range": 0.3}),
+    ("DDIMScheduler", {"timestep_spacing": "linspace"}),  # it leaves its own grid there,
+    ("DDIMScheduler", {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}),  # and there at 6 steps
     ("DDPMScheduler", {"timestep_spacing": "leading"}),
     ("DDPMScheduler", {"timestep_spacing": "leading", "clip_sample": True, "clip_sample_range": 0.3}),
     ("PNDMScheduler", {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}),

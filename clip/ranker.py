@@ -19,6 +19,9 @@ DEFAULT_CLIP = "emoji-clip"
 LANGUAGES = ("en", "ja")
 BATCH = 64
 CONCEPTS = "concepts.json"
+# How a caption goes on from the thing to its style, and from both to the background.
+SENTENCES = {"en": "{thing}, {style}", "ja": "{thing}の{style}"}
+GROUNDS = {"en": "{said}, {colour} background", "ja": "{colour}背景の{said}"}
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,21 @@ class Ranker:
     def caption(self, image: Image.Image, language: str = "en") -> str:
         """What the picture shows, in which style, on which background: of each, what ranks highest.
 
-        Raises ValueError where the CLIP's folder says nothing of what it can tell apart.
+        A style is asked for beside the thing that was found, a background beside both: no word stands alone in the
+        captions that CLIP learnt from. Raises ValueError where its folder says nothing of what it can tell apart.
         """
         if not self.concepts.things:
-            raise ValueError(f"{self.folder} has no {CONCEPTS}, the words to make a caption of; use --labels instead.")
+            raise ValueError(f"{self.folder} has no {CONCEPTS}, the words to make a caption of; classify by --labels.")
         picture = self.pictures([image])[0]
-        parts = [self.concepts.things, self.concepts.styles, self.concepts.backgrounds]
-        thing, style, background = (
-            words[language][int((self.names(words[language]) @ picture).argmax())] for words in parts
-        )
-        if language == "ja":
-            return f"{background}背景の{thing}、{style}"
-        return f"{thing}, {style}, {background} background"
+
+        def best(words: Sequence[str], templates: Sequence[str] | None = None) -> str:
+            return words[int((self.names(words, templates) @ picture).argmax())]
+
+        thing = best(self.concepts.things[language])
+        said = SENTENCES[language].format(thing=thing, style="{}")
+        said = said.format(best(self.concepts.styles[language], [said]))
+        ground = GROUNDS[language].format(said=said, colour="{}")
+        return ground.format(best(self.concepts.backgrounds[language], [ground]))
 
 
 def find_clip(clip: str | Path) -> Path:

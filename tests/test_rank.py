@@ -105,7 +105,7 @@ def test_captions_are_made_of_the_concepts(
         "backgrounds": {"en": ["blue"], "ja": ["青"]}, "templates": {"en": ["{}"], "ja": ["{}"]},
     }))  # fmt: skip
     assert rows(capsys, "caption", red, "--clip", taught)[0]["caption"] == "square, drawing, blue background"
-    assert rows(capsys, "caption", red, "--clip", taught, "--language", "ja")[0]["caption"] == "青背景の四角、絵"
+    assert rows(capsys, "caption", red, "--clip", taught, "--language", "ja")[0]["caption"] == "青背景の四角の絵"
 
 
 def test_a_search_by_picture_finds_the_picture_itself(

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip.ranker import CONCEPTS, LANGUAGES, Concepts, Ranker
+from clip.ranker import CONCEPTS, LANGUAGES, SENTENCES, Concepts, Ranker
 from diffusion.durable import write_atomically
 from train.captions import COLOURS, STYLE_WORDS, WHITE
 from train.data import composite, emoji_config
@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   python -m train.zeroshot emoji-clip --dry-run
 """
 PARTS = {"held_out": "a known thing in a style unseen", "unseen": "a thing unseen", "seen": "learnt from"}
+BESIDE = 16  # a style's vector is the mean beside every so manieth thing
 AT_MOST = 500  # pictures of a part, evenly chosen
 
 
@@ -93,7 +94,13 @@ def rows(ranker: Ranker, emoji: Emoji, said: Concepts) -> list[Row]:
     found = [Row("chance: thing", None, 1 / len(emoji.things), 5 / len(emoji.things))]
     found.append(Row("chance: style", None, 1 / len(styles), min(1.0, 5 / len(styles))))
     names = {language: ranker.names(said.things[language], said.templates[language]) for language in LANGUAGES}
-    manners = {language: ranker.texts(said.styles[language]) for language in LANGUAGES}
+    manners = {  # a style beside things, as captions have it
+        language: ranker.names(
+            said.styles[language],
+            [SENTENCES[language].format(thing=thing, style="{}") for thing in said.things[language][::BESIDE]],
+        )
+        for language in LANGUAGES
+    }
     for name, part in split(emoji).items():
         count = min(AT_MOST, len(part.records))
         chosen = [i * len(part.records) // count for i in range(count)]

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from clip.ranker import DEFAULT_CLIP, Ranker
 from diffusion.adapters import parse_lora
+from diffusion.best import best
 from diffusion.canvas import FILLS
 from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.credentials import Signer
@@ -37,6 +39,7 @@ EXAMPLES = """examples:
   python -m diffusion.sample "a red apple"                      # into outputs/
   python -m diffusion.sample "a red apple" --out apple.png      # or apple.jpg, apple.webp
   python -m diffusion.sample "a red apple" "a blue star" --count 4 --grid
+  python -m diffusion.sample "a red apple" --count 2 --best-of 4 # two pictures, each the best of four
   python -m diffusion.sample "a cat" --seed 7 --steps 50 --sampler heun --guidance 5
   python -m diffusion.sample "a cat" --seed 7 --variation-strength 0.2 --count 4
   python -m diffusion.sample "a {red|blue} (apple:1.2)" "a {e$$cat|dog} at [night:noon:0.3]"
@@ -61,6 +64,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--size", metavar="WxH", help="pixels, as 64x96, or 64 for a square")
     add("--seed", type=int, default=0, help="picture i of a prompt has seed + i; -1 draws one (default: 0)")
     add("--count", type=int, default=1, help="pictures a prompt (default: 1)")
+    add("--best-of", type=int, default=1, metavar="N", help="make N for each, keep the one that --clip ranks highest")
+    add("--clip", default=DEFAULT_CLIP, help="a CLIP's folder, or a shipped one (default: %(default)s)")
 
     add = parser.add_argument_group("how they are sampled; by default, as the model's own settings say").add_argument
     add("--steps", type=int, help="of the sampler")
@@ -140,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     signer = Signer(*args.sign) if args.sign else None
     pipeline = open_pipeline(args.model, device, getattr(torch, args.dtype), args.folder_of_loras)
     requests = requests_of(args, pipeline)
-    paths = paths_of(args.out, args.format, requests, pipeline)
+    paths = paths_of(args.out, args.format, args.best_of, requests, pipeline)
     if args.dry_run:
         for path, request in zip(paths, requests, strict=True):
             report(path, request, args.json)
@@ -150,12 +155,13 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):  # raises now, not after the work, where nothing can be written
         pass
+    ranker = Ranker(args.clip, device) if args.best_of > 1 else None
     images = []
     evaluations = sum(map(pipeline.evaluations, requests))
     with tqdm(total=evaluations, unit="step", disable=None, file=sys.stderr) as bar:
-        pictures = pipeline.generate(requests, lambda _: bar.update())
+        made = zip(paths, pipeline.generate(requests, lambda _: bar.update()), strict=True)
         try:
-            for path, picture in zip(paths, pictures, strict=True):
+            for path, picture in best(made, args.best_of, ranker) if ranker else made:
                 format = FORMATS[path.suffix.lower()]
                 file = picture.file(format)
                 write_atomically(path, signer.sign(file, format) if signer else file)
@@ -163,7 +169,8 @@ def run(args: argparse.Namespace) -> int:
                 report(path, picture.request, args.json)
         except KeyboardInterrupt:
             bar.close()
-            print(f"Stopped; {len(images)} of {len(requests)} pictures are in {folder}.", file=sys.stderr)
+            asked = len(requests) // args.best_of
+            print(f"Stopped; {len(images)} of {asked} pictures are in {folder}.", file=sys.stderr)
             return 130
     if args.grid:
         names = hashlib.sha256("".join(path.name for path in paths).encode()).hexdigest()
@@ -175,9 +182,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolved]:
-    """Every picture asked for: prompt by prompt, seed by seed."""
-    if args.count < 1:
-        raise ValueError(f"--count is {args.count}; expected 1 or more.")
+    """Every picture to be made: prompt by prompt, seed by seed."""
+    for flag, value in (("--count", args.count), ("--best-of", args.best_of)):
+        if value < 1:
+            raise ValueError(f"{flag} is {value}; expected 1 or more.")
     said = {field.name: getattr(args, field.name) for field in fields(Request) if hasattr(args, field.name)}
     said["loras"] = tuple(args.loras or ())
     said |= {name: read_file(said[name]) for name in FILES if said[name] is not None}
@@ -193,13 +201,15 @@ def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolve
             asked = replace(asked, seed=first.seed, variation_seed=first.variation_seed)
             # Pictures of one prompt differ in their seed; variations of one picture in the seed that they go to.
             seed = "seed" if first.variation_seed is None else "variation_seed"
-            for i in range(args.count):
+            for i in range(args.count * args.best_of):
                 request = replace(asked, **{seed: getattr(first, seed) + i})
                 requests.append(pipeline.resolve(draw_prompts(request, args.wildcards) if args.wildcards else request))
     return requests
 
 
-def paths_of(out: Path, format: str | None, requests: Sequence[Resolved], pipeline: AnyPipeline) -> list[Path]:
+def paths_of(
+    out: Path, format: str | None, best_of: int, requests: Sequence[Resolved], pipeline: AnyPipeline
+) -> list[Path]:
     """Where the pictures go: into the file that `out` names by its suffix, or into the folder that it is."""
     named = FORMATS.get(out.suffix.lower())
     if named is None or out.is_dir():
@@ -207,9 +217,9 @@ def paths_of(out: Path, format: str | None, requests: Sequence[Resolved], pipeli
         return [out / f"{digest(request, pipeline.model)}{suffix}" for request in requests]
     if format not in (None, named):
         raise ValueError(f"--out {out} is a {named} file and --format is {format}; leave one out.")
-    if len(requests) > 1:
-        raise ValueError(f"--out {out} names one picture and {len(requests)} are asked for; give a folder.")
-    return [out]
+    if (pictures := len(requests) // best_of) > 1:
+        raise ValueError(f"--out {out} names one picture and {pictures} are asked for; give a folder.")
+    return [out] * best_of
 
 
 def read_file(path: Path) -> bytes:

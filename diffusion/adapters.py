@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion.files import sha256
-from diffusion.lora import UNET, Place, Term, networks, places, read_lora, tensors_sha256
+from diffusion.lora import UNET, Place, Term, networks, places, read_lora
 from diffusion.model import Model
 
 MAX_WEIGHT = 100
@@ -85,8 +84,6 @@ class Adapters:
         self.model = model
         self.folder = folder
         self.networks = networks(model)
-        self.terms: dict[str, dict[Place, Term]] = {}  # of the files that were asked for, by SHA-256
-        self.hashes: dict[str, str] = {}  # AUTOMATIC1111's, by SHA-256
 
     @cached_property
     def places(self) -> dict[str, Place]:
@@ -104,14 +101,26 @@ class Adapters:
         for number in (weight, text_weight):
             if type(number) not in (int, float) or not abs(number) <= MAX_WEIGHT:
                 raise ValueError(f"The LoRA {name} has the weight {number!r}; expected -{MAX_WEIGHT} to {MAX_WEIGHT}.")
-        path = self._find(name)
-        found = sha256(path)
-        if pin not in (None, found):
-            raise ValueError(f"{path} is not the LoRA that was meant: its SHA-256 is {found}, not {pin}.")
-        if found not in self.terms:
-            self.terms[found] = self._fit(path)
-            self.hashes[found] = tensors_sha256(path)[:12]
-        return Lora(name, float(weight), float(text_weight), found)
+        lora = Lora(name, float(weight), float(text_weight), pin or read_lora(self._find(name)).sha256)
+        self.terms(lora)
+        return lora
+
+    def terms(self, lora: Lora) -> list[tuple[Place, Term]]:
+        """Those of a pinned LoRA, and where they belong."""
+        path = self._find(lora.name)
+        file = read_lora(path)
+        if file.sha256 != lora.sha256:
+            raise ValueError(f"{path} is not the LoRA that was meant: its SHA-256 is {file.sha256}, not {lora.sha256}.")
+        return [(self._place(name, term, path), term) for name, term in file.terms.items()]
+
+    def _place(self, name: str, term: Term, path: Path) -> Place:
+        if name not in self.places:
+            raise ValueError(f"{path} is of another kind of model: this one has no {name}.")
+        place = self.places[name]
+        theirs, ours = [len(term.up), term.down[0].numel()], [place.rows, place.columns]
+        if theirs != ours:
+            raise ValueError(f"{path} is of another kind of model: {name} has the sides {theirs}, not {ours}.")
+        return place
 
     def _find(self, name: Any) -> Path:
         if self.folder is None:
@@ -123,19 +132,6 @@ class Adapters:
             raise ValueError(f"There is no LoRA {name!r} in {self.folder}, which has {there}.")
         return self.folder / file
 
-    def _fit(self, path: Path) -> dict[Place, Term]:
-        """The terms of a file, by where they belong."""
-        terms = {}
-        for name, term in read_lora(path).items():
-            if name not in self.places:
-                raise ValueError(f"{path} is of another kind of model: this one has no {name}.")
-            place = self.places[name]
-            theirs, ours = [len(term.up), term.down[0].numel()], [place.rows, place.columns]
-            if theirs != ours:
-                raise ValueError(f"{path} is of another kind of model: {name} has the sides {theirs}, not {ours}.")
-            terms[place] = term
-        return terms
-
     def adapt(self, loras: Sequence[Lora]) -> Model:
         """The model with the terms of pinned LoRAs beside its layers; all else is shared."""
         parts = self.parts(loras)
@@ -144,14 +140,15 @@ class Adapters:
 
     def describe(self, loras: Sequence[Lora]) -> dict[str, str]:
         """What a picture's `parameters` say of them: names without what would end a name, and short hashes."""
-        said = [f"{re.sub('[:,]', '', lora.name)}: {self.hashes[str(lora.sha256)]}" for lora in loras]
+        hashes = [read_lora(self._find(lora.name)).tensors_sha256 for lora in loras]
+        said = [f"{re.sub('[:,]', '', lora.name)}: {sha[:12]}" for lora, sha in zip(loras, hashes, strict=True)]
         return {"Lora hashes": ", ".join(said)} if said else {}
 
     def parts(self, loras: Sequence[Lora]) -> Mapping[str, Mapping[str, list[Part]]]:
         """What pinned LoRAs add, by network and layer."""
         found: dict[str, dict[str, list[Part]]] = defaultdict(lambda: defaultdict(list))
         for lora in loras:
-            for (network, layer, start, *_), term in self.terms[str(lora.sha256)].items():
+            for (network, layer, start, *_), term in self.terms(lora):
                 weight = lora.weight if network == UNET else lora.text_weight
                 if weight:
                     found[network][layer].append(Part(start, term.down, weight * term.scale * term.up))

@@ -101,7 +101,11 @@ class ForeignPipeline:
     @cached_property
     def own(self) -> dict[str, str]:
         """What is the model's own, and not to be chosen."""
-        return {"sampler": type(self.pipeline.scheduler).__name__, "schedule": "automatic"}
+        return {
+            "sampler": type(self.pipeline.scheduler).__name__,
+            "schedule": "automatic",
+            "prompt_syntax": "plain",
+        }
 
     @property
     def factor(self) -> int:

@@ -1,27 +1,29 @@
 """LoRA files (Hu et al. 2021): low-rank terms that are added to a model's layers. In, and named as our layers are.
 
-    read_lora(path)          the terms of a file, by the file's own names for the layers
-    places(unet, texts)      every name that a file may have for a layer of a model => where it is here
+    read_lora(path)      the terms of a file, by the file's own names for the layers
+    places(model)        every name that a file may have for a layer of a model => where it is here
 
 Read are the files of diffusers and peft, the older ones of diffusers, and kohya's, with convolutions (LoCon).
 """
 
 import hashlib
-import json
 import math
 import re
+from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from clip.pretrained import to_transformers
 from diffusion.model import Model
 from diffusion.original import original_name, original_names
-from diffusion.weights import Safetensors
+from diffusion.weights import Safetensors, strict_json
 
+KEPT = 8  # files
+NOTES = "lora_adapter_metadata"  # where peft says how its terms are scaled
 UNET, TEXT_ENCODER = "unet", "text_encoder"
 WEIGHT = re.compile(r"(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<side>A|B|down|up)\.weight")
 ALPHA = re.compile(r"(?P<layer>.+?)(?:[._]lora)?\.alpha")
@@ -53,54 +55,59 @@ class Place(NamedTuple):
     columns: int  # numbers a row
 
 
-def read_lora(path: Path) -> dict[str, Term]:
-    """The terms of a file, by its names for the layers. Raises ValueError for a file that is no LoRA, or unsound."""
-    Safetensors(path)
-    sides: dict[str, dict[str, Tensor]] = {}
+class LoraFile(NamedTuple):
+    terms: dict[str, Term]  # by the file's names for the layers
+    sha256: str
+    tensors_sha256: str  # of all but the header, where notes may change: how AUTOMATIC1111 and Civitai know a LoRA
+
+
+def read_lora(path: Path) -> LoraFile:
+    """Raises ValueError, in one sentence, for a file that is no LoRA, another kind of one, or unsound."""
+    state = path.stat()
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=KEPT)
+def _read(path: Path, changed: int, size: int) -> LoraFile:
+    """What is read is kept while the file stays as it is."""
+    file, digest = Safetensors(path), hashlib.sha256()
+    sides: dict[str, dict[str, Tensor]] = defaultdict(dict)
     alphas: dict[str, float] = {}
-    with safe_open(path, "pt") as file:
-        for key in sorted(file.keys()):
-            name = key.replace(".processor.", ".")
-            if match := ALPHA.fullmatch(name):
-                alphas[match["layer"]] = float(file.get_tensor(key))
-            elif match := WEIGHT.fullmatch(name):
-                side = "down" if match["side"] in ("A", "down") else "up"
-                sides.setdefault(match["layer"], {})[side] = file.get_tensor(key).float()
-            else:
-                kind = next((kind for part, kind in OTHERS.items() if part in key), f"no LoRA: it has {key}")
-                raise ValueError(f"{path} is {kind}; only plain LoRA files are read here.")
-        said = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    for key, tensor in file.tensors():
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        name = key.replace(".processor.", ".")
+        if match := ALPHA.fullmatch(name):
+            alphas[match["layer"]] = float(tensor)
+        elif match := WEIGHT.fullmatch(name):
+            sides[match["layer"]]["down" if match["side"] in ("A", "down") else "up"] = tensor.float()
+        else:
+            kind = next((kind for part, kind in OTHERS.items() if part in key), f"no LoRA: it has {key}")
+            raise ValueError(f"{path} is {kind}; only plain LoRA files are read here.")
+    if not sides:
+        raise ValueError(f"{path} is empty; it changes no layer.")
+    notes = strict_json(file.metadata.get(NOTES, "{}").encode(), f"{path}: {NOTES}")
     terms = {}
     for layer, pair in sides.items():
-        if pair.keys() != {"down", "up"}:
-            raise ValueError(f"{path} is damaged: {layer} has only one of its two matrices; fetch it again.")
-        down, up = pair["down"], pair["up"].flatten(1)
-        if len(down) != up.shape[1]:
-            raise ValueError(f"{path} is damaged: {layer} has the ranks {len(down)} and {up.shape[1]}; fetch it again.")
-        terms[layer] = Term(down, up, _scale(layer, len(down), alphas.get(layer), said))
-    if not terms:
-        raise ValueError(f"{path} is empty; it changes no layer.")
-    return terms
+        shapes = {side: list(tensor.shape) for side, tensor in pair.items()}
+        match shapes:
+            case {"down": [rank, _, *_], "up": [_, other, *_]} if rank == other > 0:
+                scale = _scale(layer, rank, alphas.get(layer), notes)
+                terms[layer] = Term(pair["down"], pair["up"].flatten(1), scale)
+            case _:
+                raise ValueError(f"{path} is damaged: {layer} has {shapes}, which are no two matrices; fetch it again.")
+    return LoraFile(terms, str(file.sha256), digest.hexdigest())
 
 
-def tensors_sha256(path: Path) -> str:
-    """Of a file without its header, where notes may change: how AUTOMATIC1111 and Civitai know a LoRA."""
-    with path.open("rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _scale(layer: str, rank: int, alpha: float | None, said: dict[str, Any]) -> float:
+def _scale(layer: str, rank: int, alpha: float | None, notes: dict[str, Any]) -> float:
     """alpha / r; where a file says nothing of alpha it is r. peft says it in the metadata, with exceptions."""
-    if alpha is None:
-        part, _, name = layer.partition(".")
-        alpha = said.get(f"{part}.lora_alpha", rank)
-        for pattern, value in said.get(f"{part}.alpha_pattern", {}).items():
-            if name == pattern or name.endswith(f".{pattern}"):
-                alpha = value
-        if said.get(f"{part}.use_rslora"):
-            return alpha / math.sqrt(rank)
-    return alpha / rank
+    if alpha is not None:
+        return alpha / rank
+    network, _, name = layer.partition(".")
+    alpha = notes.get(f"{network}.lora_alpha", rank)
+    for pattern, value in (notes.get(f"{network}.alpha_pattern") or {}).items():
+        if name == pattern or name.endswith(f".{pattern}"):
+            alpha = value
+    return float(alpha) / (math.sqrt(rank) if notes.get(f"{network}.use_rslora") else rank)
 
 
 def networks(model: Model) -> dict[str, nn.Module]:

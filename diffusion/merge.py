@@ -88,10 +88,9 @@ def merge(args: argparse.Namespace) -> None:
     for network in every:
         network.to(getattr(torch, args.dtype))
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    parts = model.tokenizers, model.text_encoders, model.unet, model.autoencoder, model.noise, model.defaults
     with aside(args.out) as folder:
-        save_model(
-            folder, model.tokenizers, model.text_encoders, model.unet, model.autoencoder, model.noise, model.defaults
-        )
+        save_model(folder, *parts, model.reading)
     print(args.out)
 
 

@@ -124,8 +124,9 @@ def resolve(request: Request, model: Model) -> Resolved:
 
     check_texts(resolved)
     resolved = draw_prompts(resolved)
-    prompt, tagged = split_loras(resolved.prompt)
-    resolved = replace(resolved, prompt=prompt, loras=(*resolved.loras, *tagged))
+    if resolved.prompt_syntax in (None, DEFAULT_SYNTAX):
+        prompt, tagged = split_loras(resolved.prompt)
+        resolved = replace(resolved, prompt=prompt, loras=(*resolved.loras, *tagged))
     if not isinstance(resolved.schedule, tuple):
         check_name("schedule", resolved.schedule, SCHEDULES)
     resolved = _check_guidance(check_numbers(resolved, factor))

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from diffusion.adapters import Lora
 from diffusion.foreign import ForeignPipeline
 from diffusion.metadata import request_of
 from diffusion.open import open_pipeline
@@ -107,6 +108,8 @@ def test_defaults_are_the_pipelines_own(pipelines: dict[str, ForeignPipeline]) -
     [
         ("sd3", Request("a", sampler="heun"), "A StableDiffusion3Pipeline has its own sampler, FlowMatchEuler"),
         ("sd3", Request("a", schedule="karras"), "has its own schedule, automatic; leave 'karras' out"),
+        ("sd3", Request("a", prompt_syntax="a1111"), "has its own prompt_syntax, plain"),
+        ("sd3", Request("a", loras=(Lora("ink"),)), "A StableDiffusion3Pipeline makes pictures without loras"),
         ("flux", Request("a", negative="a star"), "A FluxPipeline makes pictures without negative"),
         ("sd3", Request("a", variation_strength=0.5), "without variation_strength"),
         ("sd3", Request("a", width=18), "not a multiple of 4"),

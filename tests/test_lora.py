@@ -10,7 +10,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from models import save_model
 from networks import relative_error
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -21,10 +22,12 @@ from diffusion.adapters import Adapters, Lora, delta, split_loras
 from diffusion.checkpoint import Model, load_model
 from diffusion.metadata import request_of
 from diffusion.open import open_pipeline
+from diffusion.original import original_name, original_names
 from diffusion.parameters import read_parameters, split_parameters
 from diffusion.pipeline import Pipeline
 from diffusion.request import Request, from_json, to_json
 from diffusion.sample import main
+from diffusion.unet import UNetConfig
 
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj"]
 CONVOLUTIONS = ["conv_in", "conv1", "time_emb_proj", "downsamplers.0.conv", "conv_shortcut"]
@@ -32,7 +35,7 @@ TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
 def library(folder: Path) -> Any:
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -74,13 +77,24 @@ def layers(network: nn.Module, names: list[str]) -> Iterator[tuple[str, Tensor]]
 
 
 def save_kohya(model: Path, path: Path, seed: int = 2) -> None:
-    """As kohya's scripts write it, with convolutions: names under one another's `_`, an alpha a layer."""
+    """As kohya's scripts write it, with convolutions: names with `_` for every dot, an alpha a layer.
+
+    The U-Net of Stable Diffusion XL has the original layout's names there.
+    """
     pipeline, weights, generator = library(model), {}, torch.Generator().manual_seed(seed)
-    text = [(f"text_model_{name}".replace("text_model_text_model", "text_model"), weight)
-            for name, weight in layers(pipeline.text_encoder, TEXT_LAYERS)]
-    unet = list(layers(pipeline.unet, UNET_LAYERS + CONVOLUTIONS))
-    for prefix, named in (("lora_unet_", unet), ("lora_te_", text)):
-        for name, weight in named:
+    networks = [("lora_unet_", pipeline.unet, UNET_LAYERS + CONVOLUTIONS)]
+    second = getattr(pipeline, "text_encoder_2", None)
+    if second is None:
+        networks.append(("lora_te_text_model_", pipeline.text_encoder, TEXT_LAYERS))
+    else:
+        networks.append(("lora_te1_text_model_", pipeline.text_encoder, TEXT_LAYERS))
+        networks.append(("lora_te2_text_model_", second, TEXT_LAYERS))
+        originals = original_names(UNetConfig.from_dict(pipeline.unet.config))
+    for prefix, network, names in networks:
+        for name, weight in layers(network, names):
+            name = name.removeprefix("text_model.")  # as transformers had it before 5
+            if second is not None and network is pipeline.unet:
+                name = original_name(name, originals)
             rank = 2 + len(weights) % 3
             down = torch.randn(rank, *weight.shape[1:], generator=generator) / weight[0].numel() ** 0.5
             up = torch.randn(len(weight), rank, *[1] * (weight.ndim - 2), generator=generator) / rank**0.5
@@ -167,6 +181,21 @@ def test_picture_of_two_equals_diffusers(tiny_model: Path, pipeline: Pipeline, l
     assert psnr(plain.image, image) < 30
 
 
+def test_picture_of_xl_equals_diffusers(tmp_path: Path) -> None:
+    model = save_model("xl", tmp_path / "xl")
+    save_kohya(model, tmp_path / "kohya.safetensors")
+    size = {"seed": 7, "steps": 3, "guidance": 3, "width": 16, "height": 16}
+    with_lora = Request("a red apple", loras=(Lora("kohya", 0.5),), **size)
+    ours, plain = open_pipeline(model, loras=tmp_path).generate([with_lora, replace(with_lora, loras=())])
+    theirs = library(model)
+    theirs.load_lora_weights(tmp_path / "kohya.safetensors", adapter_name="it")
+    theirs.set_adapters(["it"], [0.5])
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    image = theirs("a red apple", latents=noise, num_inference_steps=3, guidance_scale=3, height=16, width=16).images[0]
+    assert psnr(ours.image, image) >= 50
+    assert psnr(plain.image, image) < 30
+
+
 def test_live_equals_merged(model: Model, adapters: Adapters) -> None:
     pinned = adapters.pin([Lora("new", 0.6), Lora("more/kohya", -0.4)])
     live, merged = adapters.adapt(pinned), load_model(model.path)
@@ -183,7 +212,7 @@ def test_live_equals_merged(model: Model, adapters: Adapters) -> None:
 
 
 def test_older_names_are_the_same_layers(adapters: Adapters) -> None:
-    new, old = (adapters.terms[str(lora.sha256)] for lora in adapters.pin([Lora("new"), Lora("old.safetensors")]))
+    new, old = (dict(adapters.terms(lora)) for lora in adapters.pin([Lora("new"), Lora("old.safetensors")]))
     assert new.keys() == old.keys()
     assert all(torch.equal(term.up @ term.down.flatten(1), old[place].up @ old[place].down.flatten(1))
                for place, term in new.items())  # fmt: skip
@@ -270,8 +299,8 @@ DOWN, UP = torch.zeros(2, 64, 1, 1), torch.zeros(64, 2, 1, 1)
         ({f"{KEY}.lora_mid.weight": UP}, "is a LoCon in Tucker's form"),
         ({"unet.conv_in.weight": UP}, "is no LoRA: it has unet.conv_in.weight"),
         ({}, "is empty"),
-        ({f"{KEY}.lora_down.weight": DOWN}, "has only one of its two matrices"),
-        ({f"{KEY}.lora_down.weight": DOWN, f"{KEY}.lora_up.weight": UP[:, :1].clone()}, "has the ranks 2 and 1"),
+        ({f"{KEY}.lora_down.weight": DOWN}, "which are no two matrices"),
+        ({f"{KEY}.lora_down.weight": DOWN, f"{KEY}.lora_up.weight": UP[:, :1].clone()}, "which are no two matrices"),
         ({f"{KEY}.lora_down.weight": DOWN[:, :5].clone(), f"{KEY}.lora_up.weight": UP}, f"of model: {KEY}"),
         ({"lora_unet_x.lora_down.weight": DOWN, "lora_unet_x.lora_up.weight": UP}, "this one has no lora_unet_x"),
     ],

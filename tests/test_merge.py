@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import models
 import pytest
 import torch
 from networks import randomize
@@ -13,6 +14,7 @@ from torch import Tensor
 from diffusion.adapters import Lora
 from diffusion.checkpoint import load_model, save_model
 from diffusion.merge import main
+from diffusion.open import open_pipeline
 from diffusion.pipeline import Pipeline
 from diffusion.request import Request
 
@@ -72,6 +74,14 @@ def test_loras_are_baked_in(folders: Path, tmp_path: Path) -> None:
     (expected,) = live.generate([Request("a red apple", loras=(Lora("ink", 0.6),))])
     (made,) = Pipeline(load_model(tmp_path / "out")).generate([Request("a red apple")])
     assert psnr(made.image, expected.image) > 40  # float16
+
+
+def test_xl_stays_xl(tmp_path: Path) -> None:
+    folder = models.save_model("xl", tmp_path / "xl")
+    assert main([str(folder), "--with", str(folder), "--by", "0.25", "--out", str(tmp_path / "out")]) == 0
+    asked = Request("a red apple", steps=2, width=16, height=16)
+    made, before = (next(iter(open_pipeline(each).generate([asked]))) for each in (tmp_path / "out", folder))
+    assert psnr(made.image, before.image) > 60
 
 
 def test_dry_run_writes_nothing(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

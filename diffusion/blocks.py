@@ -4,14 +4,16 @@ Attributes are named as in diffusers, so that its state dicts load without a map
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+L = TypeVar("L", bound=nn.Module)
 KeysValues = tuple[Tensor, Tensor]  # each [B, heads, L, channels / heads]
 
 
-def zero(layer: nn.Module) -> nn.Module:
+def zero(layer: L) -> L:
     """Zero a layer's parameters, so that a residual branch starts as nothing (Dhariwal & Nichol 2021)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -33,10 +35,10 @@ class ResBlock(nn.Module):
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x [B, C, h, w] and the activated time embedding [B, T] => [B, out, h, w]."""
+        """x [B, C, h, w] and what `time_emb_proj` makes of the activated time [B, out] => [B, out, h, w]."""
         h = self.conv1(F.silu(self.norm1(x)))
-        if self.time_emb_proj is not None:
-            h = h + self.time_emb_proj(time)[:, :, None, None]
+        if time is not None:
+            h = h + time[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 

@@ -51,7 +51,7 @@ class Denoiser:
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         c_in, c_skip, c_out = (c.item() for c in coefficients(self.prediction_type, sigma))
         time = self.noise.timestep(sigma).item()
-        t = torch.full(x.shape[:1], time, dtype=torch.float32, device=x.device)  # [B]
+        t = torch.full(x.shape[:1], time, dtype=torch.float32)  # [B], on the CPU: to look at it waits for no device
         prediction = self.network((c_in * x).to(self.dtype), t, text)
         return c_skip * x + c_out * prediction.to(x.dtype)
 

@@ -13,6 +13,7 @@ from diffusion.adapters import Adapters, Lora
 from diffusion.canvas import Canvas
 from diffusion.checkpoint import Model
 from diffusion.denoiser import Denoiser
+from diffusion.engine import accelerate
 from diffusion.guidance import ALL, guide
 from diffusion.image import to_image
 from diffusion.inpainting import Start
@@ -66,15 +67,19 @@ class Pipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         loras: Path | None = None,  # the folder that requests take theirs from
+        fast: bool = True,  # False: the networks as they were trained, as a measure of what the engine gives
     ) -> None:
         self.model = model
         self.device = torch.device(device)
+        self.fast = fast
         self.dtype = dtype  # of the U-Net alone: it runs at every step, the others once a picture
         self.text_encoders = [encoder.to(self.device) for encoder in model.text_encoders]
         self.reader = Reader(model, self.text_encoders, dtype)
-        self.autoencoder = model.autoencoder.to(self.device)
-        unet = model.unet.to(self.device, dtype)
-        self.inpaints = unet.config.in_channels > self.autoencoder.channels  # is shown a mask and an image beside x
+        autoencoder, unet = model.autoencoder.to(self.device), model.unet.to(self.device, dtype)
+        if fast:
+            autoencoder, unet = accelerate(autoencoder), accelerate(unet)
+        self.autoencoder = autoencoder
+        self.inpaints = unet.config.in_channels > autoencoder.channels  # is shown a mask and an image beside x
         self.denoiser = Denoiser(unet, model.noise, model.noise.config.prediction_type, dtype)
         self.adapters = Adapters(model, loras)
         self._adapted: tuple[tuple[Lora, ...], Pipeline] | None = None
@@ -103,7 +108,7 @@ class Pipeline:
         if not loras:
             return self
         if self._adapted is None or self._adapted[0] != loras:
-            adapted = Pipeline(self.adapters.adapt(loras), self.device, self.dtype)
+            adapted = Pipeline(self.adapters.adapt(loras), self.device, self.dtype, fast=self.fast)
             adapted.adapters = self.adapters
             self._adapted = loras, adapted
         return self._adapted[1]

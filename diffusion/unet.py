@@ -179,16 +179,25 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, text: Context | Conditioning | Tensor) -> Tensor:
         """x [B, C, h, w], timesteps t [B] (fractions too), text or what `context` made of it => [B, C, h, w]."""
         keys_values, added = text if isinstance(text, Context) else self.context(text)
-        context = iter(keys_values)
+        return self.layers(x, self.times(t, added), keys_values)
+
+    def times(self, t: Tensor, added: Tensor | None = None) -> list[Tensor]:
+        """What every residual block adds to its feature map, in their order, each [B, channels]."""
         time = self.time_embedding(self.waves(t, self.conv_in.out_channels))  # [B, T]
-        time = F.silu(time if added is None else time + added)  # every residual block begins by activating it
+        time = F.silu(time if added is None else time + added)
+        blocks = [module for module in self.modules() if isinstance(module, ResBlock)]
+        return [block.time_emb_proj(time) for block in blocks if block.time_emb_proj is not None]
+
+    def layers(self, x: Tensor, times: Iterable[Tensor], keys_values: Iterable[KeysValues]) -> Tensor:
+        """All that is left, once time and text have become what the blocks need of them."""
+        times, context = iter(times), iter(keys_values)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            x = block(x, time, context, skips)
-        x = self.mid_block(x, time, context)
+            x = block(x, times, context, skips)
+        x = self.mid_block(x, times, context)
         for block in self.up_blocks:
-            x = block(x, time, context, skips)
+            x = block(x, times, context, skips)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def waves(self, numbers: Tensor, channels: int) -> Tensor:
@@ -197,7 +206,7 @@ class UNet(nn.Module):
         exponents = torch.arange(count, device=numbers.device) / (count - self.config.freq_shift)
         angles = numbers.float()[..., None] * torch.exp(-math.log(10_000) * exponents)  # [..., count]
         halves = [angles.cos(), angles.sin()] if self.config.flip_sin_to_cos else [angles.sin(), angles.cos()]
-        return torch.cat(halves, dim=-1).to(self.conv_in.weight.dtype)
+        return torch.cat(halves, dim=-1).to(self.conv_in.weight)
 
 
 @dataclass(frozen=True)
@@ -251,9 +260,9 @@ class Down(nn.Module):
         self.attentions = level.transformers(level.layers if attends else 0)
         self.downsamplers = nn.ModuleList([Downsample(level.channels, padding=1)] if downsample else [])
 
-    def forward(self, x: Tensor, time: Tensor, context: Iterator[KeysValues], skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, times: Iterator[Tensor], context: Iterator[KeysValues], skips: list[Tensor]) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
+            x = resnet(x, next(times))
             if self.attentions:
                 x = self.attentions[i](x, context)
             skips.append(x)
@@ -271,10 +280,10 @@ class Middle(nn.Module):
         self.resnets = level.resnets([level.channels] * 2)
         self.attentions = level.transformers(1)
 
-    def forward(self, x: Tensor, time: Tensor, context: Iterator[KeysValues]) -> Tensor:
-        x = self.resnets[0](x, time)
+    def forward(self, x: Tensor, times: Iterator[Tensor], context: Iterator[KeysValues]) -> Tensor:
+        x = self.resnets[0](x, next(times))
         x = self.attentions[0](x, context)
-        return self.resnets[1](x, time)
+        return self.resnets[1](x, next(times))
 
 
 class Up(nn.Module):
@@ -287,9 +296,9 @@ class Up(nn.Module):
         self.attentions = level.transformers(len(skips) if attends else 0)
         self.upsamplers = nn.ModuleList([Upsample(level.channels)] if upsample else [])
 
-    def forward(self, x: Tensor, time: Tensor, context: Iterator[KeysValues], skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, times: Iterator[Tensor], context: Iterator[KeysValues], skips: list[Tensor]) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), time)
+            x = resnet(torch.cat([x, skips.pop()], dim=1), next(times))
             if self.attentions:
                 x = self.attentions[i](x, context)
         for upsample in self.upsamplers:

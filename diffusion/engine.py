@@ -1,0 +1,216 @@
+"""How the same arithmetic is made fast: a network as it was trained => its twin, for sampling.
+
+A twin is around the same weights. Each of its blocks has the interface of the block that it stands for, and does
+the same in another order: a picture is the same up to rounding. No gradient flows through a twin.
+
+    accelerate(network)    the twin, of a U-Net or an autoencoder
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion.autoencoder import Decoder, Encoder
+from diffusion.blocks import Attention, KeysValues, ResBlock, Upsample, pixels, tokens
+from diffusion.convolution import doubled, normed
+from diffusion.recording import Recording
+from diffusion.unet import GEGLU, Context, Transformer, TransformerBlock, UNet
+
+M = TypeVar("M", bound=nn.Module)
+
+# Numbers of the largest latents, times the U-Net's first width, whose steps are recorded. Above, kernels take so
+# long that the way to them is nothing, and buffers would be large.
+RECORDED = 2**18
+TABLED = 1000  # times whose embeddings are kept
+
+
+def accelerate(network: M) -> M:
+    """The network's twin. The network's own weights are laid out anew, channels last, and are shared."""
+    return _twin(network.to(memory_format=torch.channels_last))
+
+
+def _twin(module: M) -> M:
+    twin = copy.copy(module)
+    twin._modules = {name: child and _twin(child) for name, child in module._modules.items()}
+    twin.__class__ = TWINS.get(type(module), type(module))  # type: ignore[assignment]
+    if isinstance(twin, Prepared):
+        twin.prepare()
+    return twin
+
+
+class Prepared:
+    """A twin that has something to compute of its weights."""
+
+    def prepare(self) -> None:
+        raise NotImplementedError
+
+
+def linear(x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+    """Tokens [B, N, C] through a linear layer, or through a 1x1 convolution, which is one."""
+    return F.linear(x, layer.weight.flatten(1), layer.bias)
+
+
+class FastUNet(UNet, Prepared):
+    """Times are looked up, and steps of small latents played back from a recording."""
+
+    def prepare(self) -> None:
+        self.widths = [module.conv1.out_channels for module in self.modules() if isinstance(module, ResBlock)]
+        self.table: dict[float, Tensor] = {}
+        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+
+    def forward(self, x: Tensor, t: Tensor, text: Context) -> Tensor:  # type: ignore[override]
+        """As the network's, but for a batch that is all at one time."""
+        keys_values, added = text
+        inputs = [x, self.time(t, added), *(tensor for pair in keys_values for tensor in pair)]
+        if not x.is_cpu or x[0, 0].numel() * self.config.block_out_channels[0] > RECORDED:
+            return self.flat(*inputs)
+        shapes = tuple(tensor.shape for tensor in inputs)
+        if shapes not in self.recordings:
+            self.recordings[shapes] = Recording(self.flat, inputs)
+        return self.recordings[shapes](*inputs)
+
+    def time(self, t: Tensor, added: Tensor | None) -> Tensor:
+        """`times` of all blocks side by side, with a row for all of the batch where nothing is added to the time."""
+        if added is not None:
+            return torch.cat(self.times(t, added), dim=1)
+        time = t[0].item()
+        if time not in self.table:
+            if len(self.table) == TABLED:
+                self.table.clear()
+            self.table[time] = torch.cat(self.times(t[:1]), dim=1)
+        return self.table[time]
+
+    def flat(self, x: Tensor, times: Tensor, *context: Tensor) -> Tensor:
+        return self.layers(x, times.split(self.widths, dim=1), zip(context[::2], context[1::2], strict=True))
+
+
+class FastResBlock(ResBlock):
+    """The time joins the bias of the first convolution; activations in place, large maps in bands."""
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        if time is not None and len(time) == 1:
+            h = normed(x, self.norm1, self.conv1, time[0])
+        else:
+            h = normed(x, self.norm1, self.conv1)
+            h = h if time is None else h.add_(time[:, :, None, None])
+        h = normed(h, self.norm2, self.conv2)
+        if self.conv_shortcut is None:
+            return h.add_(x)
+        return h.add_(pixels(linear(tokens(x), self.conv_shortcut), x.shape[-2:]))
+
+
+class FastUpsample(Upsample):
+    def forward(self, x: Tensor, size: Iterable[int]) -> Tensor:
+        height, width = x.shape[-2:]
+        return doubled(x, self.conv) if tuple(size) == (2 * height, 2 * width) else super().forward(x, tuple(size))
+
+
+class FastAttention(Attention, Prepared):
+    """Queries, keys and values of self-attention by one matrix, of which the layers' own become parts."""
+
+    def prepare(self) -> None:
+        self.joined = None
+        layers = self.to_q, self.to_k, self.to_v
+        if all(type(layer) is nn.Linear for layer in layers) and self.to_q.in_features == self.to_k.in_features:
+            self.joined = torch.cat([layer.weight.data for layer in layers])
+            for layer, part in zip(layers, self.joined.chunk(3), strict=True):
+                layer.weight.data = part
+
+    @property
+    def out(self) -> nn.Linear:
+        (layer,) = self.to_out
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Where it takes less work, the text's keys and values are multiplied by the layers around them.
+
+        The scores of x are (x Q) K^T = x (Q K^T), and what comes of the values V, (W V) O = W (V O): so all heads
+        are two products with matrices [B, C, H L] and [B, H L, C], which are made once a picture.
+        """
+        keys, values = super().keys_values(context)  # [B, H, L, D]
+        batch, heads, length, depth = keys.shape
+        channels = self.to_q.in_features
+        if not keys.is_cpu or keys.dtype != torch.float32 or heads * length > channels:
+            return keys, values
+        queries = self.to_q.weight.view(heads, depth, channels).transpose(1, 2) * depth**-0.5  # [H, C, D]
+        scores = (queries @ keys.transpose(2, 3)).permute(0, 2, 1, 3)  # [B, C, H, L]
+        mixes = values @ self.out.weight.view(-1, heads, depth).permute(1, 2, 0)  # [B, H, L, C]
+        return scores.reshape(batch, channels, -1), mixes.reshape(batch, heads * length, -1)
+
+    def forward(self, x: Tensor, context: KeysValues | None = None) -> Tensor:
+        if context is not None and context[0].dim() == 3:
+            scores, mixes = context
+            weights = torch.bmm(x, scores).unflatten(2, (self.heads, -1))
+            weights = torch.softmax(weights, dim=-1).flatten(2)  # [B, N, H L]
+            return torch.baddbmm(self.out.bias, weights, mixes)
+        if context is not None or self.joined is None:
+            return super().forward(x, context)
+        q, k, v = F.linear(x, self.joined).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v)  # [B, H, N, D]
+        return self.to_out(h.transpose(1, 2).flatten(2))
+
+
+class FastTransformerBlock(TransformerBlock):
+    def forward(self, x: Tensor, context: KeysValues) -> Tensor:
+        x = self.attn1(self.norm1(x)).add_(x)
+        x = self.attn2(self.norm2(x), context).add_(x)
+        return self.ff(self.norm3(x)).add_(x)
+
+
+class FastTransformer(Transformer):
+    """Channels last, pixels are tokens already: both projections are linear layers."""
+
+    def forward(self, x: Tensor, context: Iterator[KeysValues]) -> Tensor:
+        h = linear(tokens(self.norm(x)), self.proj_in)
+        for block in self.transformer_blocks:
+            h = block(h, next(context))
+        return pixels(linear(h, self.proj_out), x.shape[-2:]).add_(x)
+
+
+class FastGEGLU(GEGLU):
+    """Value and gate by two products, each of which is a block of memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(self.proj) is not nn.Linear:  # an adapted layer's weight is a sum, which it does without
+            return super().forward(x)
+        (value, gate), (bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
+        return F.linear(x, value, bias).mul_(F.gelu(F.linear(x, gate, gate_bias)))
+
+
+class FastEncoder(Encoder):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for layer in _layers(self.down_blocks):
+            x = layer(x)
+        return normed(self.mid_block(x), self.conv_norm_out, self.conv_out)
+
+
+class FastDecoder(Decoder):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for layer in _layers(self.up_blocks):
+            x = layer(x, (2 * x.shape[-2], 2 * x.shape[-1])) if isinstance(layer, Upsample) else layer(x)
+        return normed(x, self.conv_norm_out, self.conv_out)
+
+
+def _layers(levels: nn.ModuleList) -> Iterator[nn.Module]:
+    """Those of all levels in one row: the levels' own loops would keep a level's input until its end."""
+    return (layer for level in levels for part in level.children() for layer in part.children())
+
+
+TWINS: dict[type[nn.Module], type[nn.Module]] = {
+    UNet: FastUNet,
+    ResBlock: FastResBlock,
+    Upsample: FastUpsample,
+    Attention: FastAttention,
+    Transformer: FastTransformer,
+    TransformerBlock: FastTransformerBlock,
+    GEGLU: FastGEGLU,
+    Encoder: FastEncoder,
+    Decoder: FastDecoder,
+}

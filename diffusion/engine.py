@@ -149,7 +149,7 @@ class FastAttention(Attention, Prepared):
             weights = torch.softmax(weights, dim=-1).flatten(2)  # [B, N, H L]
             return torch.baddbmm(self.out.bias, weights, mixes)
         if context is not None or self.joined is None:
-            return super().forward(x, context)
+            return super().forward(x, super().keys_values(x) if context is None else context)
         q, k, v = F.linear(x, self.joined).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v)  # [B, H, N, D]
         return self.to_out(h.transpose(1, 2).flatten(2))

@@ -83,8 +83,10 @@ class TextEncoder(nn.Module):
             if self.projection.bias is not None:
                 nn.init.zeros_(self.projection.bias)
 
-    def forward(self, ids: Tensor, skip: int = 0, norm: bool = True) -> TextOutput:
-        """Encode ids [B, L], L at most `config.length`.
+    def forward(
+        self, ids: Tensor, skip: int = 0, norm: bool = True, inputs: Tensor | None = None
+    ) -> TextOutput:
+        """Encode ids [B, L], L at most `config.length`; `inputs` [B, L, D] stand for their own embeddings.
 
         `skip` leaves that many last layers out of `tokens`: 0 gives the last layer's output, 1 the one
         before. The final norm follows in Stable Diffusion 1.x, and not (`norm=False`) in XL. `pooled` always
@@ -96,7 +98,7 @@ class TextEncoder(nn.Module):
         if not 0 <= skip < layers:
             raise ValueError(f"skip {skip} is out of range: leave out 0 to {layers - 1} layers")
 
-        x, valid = self.token_embedding(ids), None  # [B, L, D]
+        x, valid = self.token_embedding(ids) if inputs is None else inputs, None  # [B, L, D]
         if self.class_embedding is not None:
             x = torch.cat([x, self.class_embedding.expand(len(x), 1, -1)], dim=1)  # [B, L + 1, D]
             # Told of padding one place late: so CoCa was trained, and so its weights want it.

@@ -67,13 +67,18 @@ XL = Reading(skip=1, norm=False, empty_is_zero=True)
 
 
 def encode(
-    encoders: Sequence[TextEncoder], ids: Sequence[Tensor], reading: Reading, skip: int | None = None
+    encoders: Sequence[TextEncoder],
+    ids: Sequence[Tensor],
+    reading: Reading,
+    skip: int | None = None,
+    inputs: Sequence[Tensor | None] | None = None,
 ) -> Conditioning:
     """Ids [B, L] of the same texts, by each encoder's own tokenizer => their embeddings, without sizes.
 
     Several encoders' tokens stand side by side, D being the sum of their widths; pooled is the last one's.
-    `skip` replaces the reading's own.
+    `skip` replaces the reading's own, `inputs` [B, L, D] the ids' own embeddings where they are given.
     """
     skip = reading.skip if skip is None else skip
-    outputs = [encoder(part, skip, reading.norm) for encoder, part in zip(encoders, ids, strict=True)]
+    each = zip(encoders, ids, inputs or [None] * len(ids), strict=True)
+    outputs = [encoder(part, skip, reading.norm, given) for encoder, part, given in each]
     return Conditioning(torch.cat([output.tokens for output in outputs], dim=-1), outputs[-1].pooled)

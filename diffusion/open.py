@@ -45,12 +45,14 @@ def open_pipeline(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     loras: Path | None = None,
+    embeddings: Path | None = None,
 ) -> AnyPipeline:
-    """Opens the model that is named by its path, or by its name where it is shipped; `loras` is a folder of LoRAs.
+    """Opens the model that is named by its path, or by its name where it is shipped.
 
+    `loras` and `embeddings` are the folders that requests and prompts take theirs from.
     Raises ValueError, in one sentence, for a model that is not whole, not sound, or of an unknown kind.
     """
     path = find_model(model)
     if kind := foreign_kind(path):
         return ForeignPipeline(ForeignModel(path, kind), device, dtype)
-    return Pipeline(load_model(path, dtype), device, dtype, loras)
+    return Pipeline(load_model(path, dtype), device, dtype, loras, embeddings)

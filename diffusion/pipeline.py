@@ -13,6 +13,8 @@ from diffusion.adapters import Adapters, Lora
 from diffusion.canvas import Canvas
 from diffusion.checkpoint import Model
 from diffusion.denoiser import Denoiser
+from diffusion.embeddings import Embeddings
+from diffusion.embeddings import describe as describe_embeddings
 from diffusion.engine import accelerate
 from diffusion.guidance import ALL, guide
 from diffusion.image import to_image
@@ -67,6 +69,7 @@ class Pipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         loras: Path | None = None,  # the folder that requests take theirs from
+        embeddings: Path | None = None,  # the folder of words with vectors of their own
         fast: bool = True,  # False: the networks as they were trained, as a measure of what the engine gives
     ) -> None:
         self.model = model
@@ -74,7 +77,8 @@ class Pipeline:
         self.fast = fast
         self.dtype = dtype  # of the U-Net alone: it runs at every step, the others once a picture
         self.text_encoders = [encoder.to(self.device) for encoder in model.text_encoders]
-        self.reader = Reader(model, self.text_encoders, dtype)
+        self.embeddings = Embeddings(model, embeddings)
+        self.reader = Reader(model, self.text_encoders, dtype, self.embeddings)
         autoencoder, unet = model.autoencoder.to(self.device), model.unet.to(self.device, dtype)
         if fast:
             autoencoder, unet = accelerate(autoencoder), accelerate(unet)
@@ -87,7 +91,8 @@ class Pipeline:
     def resolve(self, request: Request) -> Resolved:
         """Fills a request up with the model's defaults. Raises ValueError for what the model cannot do."""
         resolved = resolve(request, self.model)
-        return replace(resolved, loras=self.adapters.pin(resolved.loras))
+        embeddings = self.embeddings.pin(self.reader.used(resolved), resolved.embeddings)
+        return replace(resolved, loras=self.adapters.pin(resolved.loras), embeddings=embeddings)
 
     def generate(self, requests: Iterable[Request], progress: Report | None = None) -> Iterator[Picture]:
         """Makes one picture a request, in their order. A mistake in any is a ValueError before the first.
@@ -108,7 +113,8 @@ class Pipeline:
         if not loras:
             return self
         if self._adapted is None or self._adapted[0] != loras:
-            adapted = Pipeline(self.adapters.adapt(loras), self.device, self.dtype, fast=self.fast)
+            folder, fast = self.embeddings.folder, self.fast
+            adapted = Pipeline(self.adapters.adapt(loras), self.device, self.dtype, embeddings=folder, fast=fast)
             adapted.adapters = self.adapters
             self._adapted = loras, adapted
         return self._adapted[1]
@@ -178,7 +184,7 @@ class Pipeline:
         return to_image(pixels.cpu())
 
     def describe(self, request: Resolved) -> dict[str, str]:
-        more = self.adapters.describe(request.loras)
+        more = self.adapters.describe(request.loras) | describe_embeddings(request.embeddings)
         return describe(request, self.model, self.device, self.dtype, more=more)
 
     def evaluations(self, request: Resolved) -> int:

@@ -4,6 +4,7 @@ Every text that a prompt has at some step is read in chunks. Each is encoded alo
 in the sequence that the U-Net attends to. Weights act on the embeddings.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,21 +12,25 @@ import torch
 from torch import Tensor
 
 from clip.text import TextEncoder
-from diffusion.checkpoint import Model
 from diffusion.chunks import Chunk, chunks
 from diffusion.conditioning import Conditioning, encode
+from diffusion.embeddings import Embedding, Embeddings, Vector
 from diffusion.grammar import Term, read
 from diffusion.guidance import Script, always
+from diffusion.model import Model
 from diffusion.request import DEFAULT_SYNTAX, Resolved
 
-Texts = list[list[Chunk]]  # the chunks of a text, by each tokenizer
+Text = list[list[Chunk]]  # the chunks of a text, by each tokenizer
 
 
 class Reader:
     """Reads for a model, whose text encoders are where its pictures are made."""
 
-    def __init__(self, model: Model, encoders: Sequence[TextEncoder], dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: Model, encoders: Sequence[TextEncoder], dtype: torch.dtype, embeddings: Embeddings | None = None
+    ) -> None:
         self.model = model
+        self.embeddings = embeddings
         self.encoders = encoders
         self.dtype = dtype  # of the network that is told
         self.empty: dict[int | None, Conditioning] = {}  # by the layers that are skipped
@@ -55,11 +60,21 @@ class Reader:
             self.empty[skip] = encoding.zeros() if self.model.reading.empty_is_zero else encoding
         return self.empty[skip]
 
+    def used(self, request: Resolved) -> list[Embedding]:
+        """The embeddings that a request's prompts name, in their order."""
+        syntax = request.prompt_syntax or DEFAULT_SYNTAX
+        terms = read(request.prompt, request.steps, syntax) + read(request.negative, request.steps, syntax, True)
+        texts = dict.fromkeys(span.text for term in terms for span in term.spans)
+        found = [chunk.embeddings for text in texts for each in self._chunks(text, syntax) for chunk in each]
+        return list(dict.fromkeys(itertools.chain.from_iterable(found)))
+
+    def _chunks(self, text: str, syntax: str) -> Text:
+        return [chunks(text, syntax, tokenizer, self.embeddings) for tokenizer in self.model.tokenizers]
+
     def _script(self, term: Term, request: Resolved, sigmas: Tensor) -> Script:
         """One of the texts over the course of sampling. Empty chunks make its turns equally long."""
         syntax, skip = request.prompt_syntax or DEFAULT_SYNTAX, _skip(request)
-        texts = {span.text: [chunks(span.text, syntax, tokenizer) for tokenizer in self.model.tokenizers]
-                 for span in term.spans}  # fmt: skip
+        texts = {span.text: self._chunks(span.text, syntax) for span in term.spans}
         most = max(len(each) for text in texts.values() for each in text)
         said = {}
         for text, by_tokenizer in texts.items():
@@ -67,26 +82,39 @@ class Reader:
             said[text] = self._encode(padded, syntax, skip).sized(request.height, request.width)
         return Script(tuple((_above(span.end, sigmas), said[span.text]) for span in term.spans), term.weight)
 
-    def _encode(self, text: Texts, syntax: str, skip: int | None) -> Conditioning:
+    def _encode(self, text: Text, syntax: str, skip: int | None) -> Conditioning:
         """The chunks of one text => [1, chunks * L, D]. What the text is as a whole is what its first chunk is."""
         weighed = any(weight != 1 for chunk in text[0] for weight in chunk.weights)
         if weighed and syntax == "comfy":
             text = [[*each, Chunk()] for each in text]
-        marked = [
-            [chunk.marked(tokenizer) for chunk in each]
-            for each, tokenizer in zip(text, self.model.tokenizers, strict=True)
-        ]
-        device = self.encoders[0].token_embedding.weight.device
-        ids = [torch.tensor([ids for ids, _ in each], device=device) for each in marked]  # [chunks, L] each
-        encoding = encode(self.encoders, ids, self.model.reading, skip)
+        ids, inputs = [], []
+        for i, (each, tokenizer) in enumerate(zip(text, self.model.tokenizers, strict=True)):
+            part, given = self._inputs([chunk.marked(tokenizer)[0] for chunk in each], i)
+            ids.append(part)
+            inputs.append(given)
+        encoding = encode(self.encoders, ids, self.model.reading, skip, inputs)
         tokens = encoding.tokens  # [chunks, L, D]
         if weighed:
-            weights = [torch.tensor([weights for _, weights in each], device=device) for each in marked]
+            marked = [chunk.marked(self.model.tokenizers[0])[1] for chunk in text[0]]
+            weights = torch.tensor(marked, device=tokens.device)  # [chunks, L]
             parts = tokens.split([encoder.config.width for encoder in self.encoders], dim=-1)
             weigh = from_empty if syntax == "comfy" else keeping_mean
-            tokens = torch.cat([weigh(*each) for each in zip(parts, weights, strict=True)], dim=-1)
+            tokens = torch.cat([weigh(part, weights) for part in parts], dim=-1)
         pooled = None if encoding.pooled is None else encoding.pooled[:1]
         return Conditioning(tokens.flatten(0, 1)[None], pooled).to(self.dtype)
+
+    def _inputs(self, rows: list[list[int | Vector]], encoder: int) -> tuple[Tensor, Tensor | None]:
+        """Ids [B, L], and what an encoder is to take for their embeddings [B, L, D] where words have their own."""
+        table = self.encoders[encoder].token_embedding
+        ids = torch.tensor([[0 if isinstance(token, Vector) else token for token in row] for row in rows])
+        ids = ids.to(table.weight.device)
+        places = [(b, i, v) for b, row in enumerate(rows) for i, v in enumerate(row) if isinstance(v, Vector)]
+        if not places:
+            return ids, None
+        inputs = table(ids)
+        for b, i, vector in places:
+            inputs[b, i] = vector.embedding.vectors[encoder][vector.row].to(inputs)
+        return ids, inputs
 
 
 def keeping_mean(tokens: Tensor, weights: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from diffusion.adapters import Lora, loras_from_json, split_loras
 from diffusion.canvas import image_settings
-from diffusion.checkpoint import Model
 from diffusion.checks import MAX_SEED, check_name, check_needed, check_number, check_side
 from diffusion.chunks import chunks
 from diffusion.grammar import SYNTAXES, has_syntax, read
+from diffusion.model import Model
 from diffusion.samplers import DISCARDS_PENULTIMATE, OPTIONS, SAMPLERS, effective, our_sampler
 from diffusion.schedules import SCHEDULES, our_schedule, schedule
 from diffusion.upscale import UPSCALERS
@@ -60,6 +60,7 @@ class Request:
     prompt_syntax: str | None = None  # a name in grammar.SYNTAXES; None is a1111
     template: str | None = None  # what `prompt` was drawn from; see wildcards.py
     negative_template: str | None = None
+    embeddings: tuple[tuple[str, str], ...] = ()  # those that they name, and the SHA-256 of their files
     clip_skip: int | None = None  # the text encoders' last layer that is read, counted from the end: 1 is the last
     # how it is guided
     guidance_rescale: float | None = None  # 0 to 1; see guidance.py
@@ -230,11 +231,20 @@ def from_json(said: Any, files: Iterable[bytes] = ()) -> Request:
                 raise ValueError(f"The request's {name} is the file {value!r}, which is not here; give it, too.")
             value = named[value]
         values[name] = tuple(value) if isinstance(value, list) else value
+    if "embeddings" in values:
+        values["embeddings"] = embeddings_from_json(values["embeddings"])
     if "loras" in values:
         values["loras"] = loras_from_json(values["loras"])
     if "prompt" not in values:
         raise ValueError("A request has no prompt; say what the picture shows.")
     return Request(**values)
+
+
+def embeddings_from_json(said: Any) -> tuple[tuple[str, str], ...]:
+    match said:
+        case [*items] if all(isinstance(item, list | tuple) and [*map(type, item)] == [str, str] for item in items):
+            return tuple((name, digest) for name, digest in items)
+    raise ValueError(f'The embeddings are {said!r}; expected a list as [["name", "its SHA-256"]].')
 
 
 def file_name(data: bytes) -> str:

@@ -78,6 +78,7 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument_group("how prompts are read; python -m diffusion.prompt explains one").add_argument
     add("--prompt-syntax", metavar="NAME", help=f"{', '.join(SYNTAXES)} (default: {DEFAULT_SYNTAX})")
     add("--clip-skip", type=int, help="read the text encoders' n-th last layer; 1 is the last")
+    add("--embeddings", type=Path, dest="folder_of_embeddings", metavar="FOLDER", help="of textual inversion's words")
     add("--wildcards", type=Path, metavar="FOLDER", help="__name__ in a prompt is a line of FOLDER/name.txt")
 
     add = parser.add_argument_group("options of some samplers; by default, the sampler's own").add_argument
@@ -143,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     device = find_device(args.device)
     signer = Signer(*args.sign) if args.sign else None
-    pipeline = open_pipeline(args.model, device, getattr(torch, args.dtype), args.folder_of_loras)
+    folders = args.folder_of_loras, args.folder_of_embeddings
+    pipeline = open_pipeline(args.model, device, getattr(torch, args.dtype), *folders)
     requests = requests_of(args, pipeline)
     paths = paths_of(args.out, args.format, args.best_of, requests, pipeline)
     if args.dry_run:

@@ -78,6 +78,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--model", help="a folder, in place of the model that is recorded by its name")
     add("--file", nargs="+", type=Path, default=[], help="images and masks that a request began with, in any order")
     add("--loras", type=Path, metavar="FOLDER", help="where the LoRAs are that a picture was made with")
+    add("--embeddings", type=Path, metavar="FOLDER", help="where the textual inversions are")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: of the kind that is recorded, or the CPU)")
     add("--json", action="store_true", help="print a line of JSON a picture")
     return parser
@@ -110,7 +111,8 @@ def verify(path: Path, args: argparse.Namespace, opened: dict[tuple[str, ...], A
         format, picture = str(image.format), image.convert("RGB")
     then = record_of(texts)
     request = request_of(texts, [other.read_bytes() for other in args.file])
-    request = replace(request, loras=tuple(lora._replace(sha256=None) for lora in request.loras))  # by their names
+    # By their names: what their files are here is to be seen in the differences.
+    request = replace(request, loras=tuple(lora._replace(sha256=None) for lora in request.loras), embeddings=())
     pipeline = _open(then, args, opened)
     (again,) = pipeline.generate([request])
     with Image.open(io.BytesIO(again.file(format))) as image:  # what the format loses, it lost then as well
@@ -147,8 +149,9 @@ def _flat(record: Mapping[str, Any]) -> dict[str, str]:
     """A record's values by name, hashes shortened."""
     weights = {name: str(sum)[:10] for name, sum in record["model"]["weights"].items()}
     loras = {f"LoRA {lora.name}": str(lora.sha256)[:10] for lora in loras_from_json(record["request"].get("loras", ()))}
+    embeddings = {f"embedding {name}": sum[:10] for name, sum in record["request"].get("embeddings", ())}
     others = {name: str(value) for name, value in record.items() if name not in ("model", "request", "versions")}
-    return weights | loras | {name: str(value) for name, value in record["versions"].items()} | others
+    return weights | loras | embeddings | {name: str(value) for name, value in record["versions"].items()} | others
 
 
 def _open(then: Mapping[str, Any], args: argparse.Namespace, opened: dict[tuple[str, ...], AnyPipeline]) -> AnyPipeline:
@@ -161,7 +164,7 @@ def _open(then: Mapping[str, Any], args: argparse.Namespace, opened: dict[tuple[
     if key not in opened:
         if args.model is None:
             _check_here(name, then["model"]["weights"])
-        opened[key] = open_pipeline(key[0], find_device(device), getattr(torch, dtype), args.loras)
+        opened[key] = open_pipeline(key[0], find_device(device), getattr(torch, dtype), args.loras, args.embeddings)
     return opened[key]
 
 

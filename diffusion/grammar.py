@@ -53,12 +53,15 @@ def has_syntax(prompt: str) -> bool:
     return bool(re.search(r"[()\[\]{}\\]|\b(?:AND|BREAK)\b|\bembedding:", prompt))
 
 
-def read(prompt: str, steps: int, syntax: str, negative: bool = False) -> list[Term]:
-    """A prompt as the terms that AND joins; a negative prompt is always one."""
+def read(prompt: str, steps: int, syntax: str, negative: bool = False, before: int = 0) -> list[Term]:
+    """A prompt as the terms that AND joins; a negative prompt is always one.
+
+    `before` are the steps of a first pass that went before. Prompts count on: 1.5 is the middle of the second.
+    """
     if syntax != "a1111":
         return [Term(1.0, (Span(steps, prompt),))]
     composed = [Part(prompt)] if negative else compose(prompt)
-    return [Term(part.weight, tuple(schedule(part.text, steps))) for part in composed]
+    return [Term(part.weight, tuple(schedule(part.text, steps, before))) for part in composed]
 
 
 def stretches(text: str, syntax: str) -> list[list[Part]]:
@@ -134,16 +137,16 @@ class Bracket:
         return nodes
 
 
-def schedule(prompt: str, steps: int) -> list[Span]:
+def schedule(prompt: str, steps: int, before: int = 0) -> list[Span]:
     """What a prompt says at which of `steps` steps. Its other brackets are left in the texts."""
-    found = _parse(prompt, steps)
+    found = _parse(prompt, steps, before)
     if found is None:
         return [Span(steps, prompt)]
     nodes, ends = found
     return [Span(end, _render(nodes, end)) for end in sorted({*ends, steps})]
 
 
-def _parse(prompt: str, steps: int) -> tuple[Nodes, set[int]] | None:
+def _parse(prompt: str, steps: int, before: int) -> tuple[Nodes, set[int]] | None:
     """The prompt's nodes, and the steps at which something ends; None where "|" or "\\" stands outside of order.
 
     One pass with a stack. A bracket that cannot be what its kind must be is text, and with it those around it.
@@ -161,7 +164,7 @@ def _parse(prompt: str, steps: int) -> tuple[Nodes, set[int]] | None:
         elif token in ":|" and _may_mark(top, token):
             top.mark = token
             top.pieces.append([])
-        elif token in CLOSES and top.opening == CLOSES[token] and (closed := _close(top, steps, ends)) is not None:
+        elif token in CLOSES and top.opening == CLOSES[token] and (closed := _close(top, steps, before, ends)) is not None:
             stack.pop()
             stack[-1].pieces[-1] += closed
         else:
@@ -179,7 +182,7 @@ def _may_mark(bracket: Bracket, mark: str) -> bool:
     return bracket.opening == "(" and mark == ":" and marks == 0
 
 
-def _close(bracket: Bracket, steps: int, ends: set[int]) -> Nodes | None:
+def _close(bracket: Bracket, steps: int, before: int, ends: set[int]) -> Nodes | None:
     """What a closed bracket is; None if nothing."""
     if bracket.opening == "(":
         return [*bracket.text(), ")"]
@@ -192,7 +195,8 @@ def _close(bracket: Bracket, steps: int, ends: set[int]) -> Nodes | None:
     number = WHEN.fullmatch("".join(last)) if all(isinstance(node, str) for node in last) else None  # type: ignore[arg-type]
     if number is None:
         return None
-    value = float(number[1]) * (steps if "." in number[1] else 1)  # 1.0 is all of the steps, 1 the first
+    value = float(number[1])  # 1.0 is all of the steps, 1 the first
+    value = (value - bool(before)) * steps if "." in number[1] else value - before
     when = int(max(0, min(steps, value)))
     if when >= 1:
         ends.add(when)

@@ -125,13 +125,16 @@ class Pipeline:
         latents = self.sample(first, start, seen)  # [1, C, h, w]
         for larger in second:
             beneath = upscale(latents, larger, self.autoencoder)
-            latents = self.sample(larger, replace(self.start(larger), latents=beneath), seen)
+            latents = self.sample(larger, replace(self.start(larger), latents=beneath), seen, before=first.steps)
         return Picture(start.finish(self.image(latents)), request, self.describe(request))
 
-    def sample(self, request: Resolved, start: Start, seen: Seen) -> Tensor:
-        """Two texts, a denoiser that they guide, and a way for it down the sigmas => latents [1, C, h, w]."""
+    def sample(self, request: Resolved, start: Start, seen: Seen, before: int = 0) -> Tensor:
+        """Two texts, a denoiser that they guide, and a way for it down the sigmas => latents [1, C, h, w].
+
+        `before` are the steps of an earlier pass.
+        """
         sigmas = self.sigmas(request)  # [steps + 1]
-        texts, negative = self.reader.prompt(request, sigmas), self.reader.negative(request, sigmas)
+        texts, negative = self.reader.prompt(request, sigmas, before), self.reader.negative(request, sigmas, before)
         rescale, interval = request.guidance_rescale or 0.0, request.guidance_interval or ALL
         denoiser = start.show(self.denoiser)
         denoise = guide(denoiser, texts, negative, request.guidance, rescale, interval)  # (x, sigma) => x0

@@ -35,22 +35,23 @@ class Reader:
         self.dtype = dtype  # of the network that is told
         self.empty: dict[int | None, Conditioning] = {}  # by the layers that are skipped
 
-    def prompt(self, request: Resolved, sigmas: Tensor) -> list[Script]:
+    def prompt(self, request: Resolved, sigmas: Tensor, before: int = 0) -> list[Script]:
         """The texts that a prompt is composed of, all as long as the longest: AUTOMATIC1111 repeats the last token."""
         syntax = request.prompt_syntax or DEFAULT_SYNTAX
-        scripts = [self._script(term, request, sigmas) for term in read(request.prompt, request.steps, syntax)]
+        terms = read(request.prompt, request.steps, syntax, before=before)
+        scripts = [self._script(term, request, sigmas) for term in terms]
         longest = max(line.tokens.shape[1] for script in scripts for _, line in script.lines)
         return [
             replace(script, lines=tuple((above, lengthened(line, longest)) for above, line in script.lines))
             for script in scripts
         ]
 
-    def negative(self, request: Resolved, sigmas: Tensor) -> Script:
+    def negative(self, request: Resolved, sigmas: Tensor, before: int = 0) -> Script:
         """What the picture is led away from. Its length may be another: the network is told it apart then."""
         if not request.negative:
             return always(self.nothing(_skip(request)).sized(request.height, request.width))
         syntax = request.prompt_syntax or DEFAULT_SYNTAX
-        (term,) = read(request.negative, request.steps, syntax, negative=True)
+        (term,) = read(request.negative, request.steps, syntax, negative=True, before=before)
         return self._script(term, request, sigmas)
 
     def nothing(self, skip: int | None = None) -> Conditioning:

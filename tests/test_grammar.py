@@ -175,6 +175,21 @@ def test_switches(prompt: str, spans: list[tuple[int, str]]) -> None:
     assert schedule(prompt, 10) == spans
 
 
+@pytest.mark.parametrize(
+    ("prompt", "spans"),
+    [
+        ("a [b:.5] c", [(10, "a b c")]),
+        ("a [b:1.5] c", [(5, "a  c"), (10, "a b c")]),
+        ("a [b:20] c", [(10, "a b c")]),
+        ("a [b:24] c", [(4, "a  c"), (10, "a b c")]),
+        ("a [b:2.5] c", [(10, "a  c")]),
+    ],
+)
+def test_a_second_pass_counts_on(prompt: str, spans: list[tuple[int, str]]) -> None:
+    """Ten steps after twenty."""
+    assert schedule(prompt, 10, before=20) == spans
+
+
 @pytest.mark.parametrize(("prompt", "texts"), ALTERNATIONS)
 def test_alternations(prompt: str, texts: list[str]) -> None:
     assert schedule(prompt, 4) == list(enumerate(texts, start=1))

@@ -164,7 +164,7 @@ def _parse(prompt: str, steps: int, before: int) -> tuple[Nodes, set[int]] | Non
         elif token in ":|" and _may_mark(top, token):
             top.mark = token
             top.pieces.append([])
-        elif token in CLOSES and top.opening == CLOSES[token] and (closed := _close(top, steps, before, ends)) is not None:
+        elif token in CLOSES and (closed := _close(top, token, steps, before, ends)) is not None:
             stack.pop()
             stack[-1].pieces[-1] += closed
         else:
@@ -182,8 +182,10 @@ def _may_mark(bracket: Bracket, mark: str) -> bool:
     return bracket.opening == "(" and mark == ":" and marks == 0
 
 
-def _close(bracket: Bracket, steps: int, before: int, ends: set[int]) -> Nodes | None:
-    """What a closed bracket is; None if nothing."""
+def _close(bracket: Bracket, closing: str, steps: int, before: int, ends: set[int]) -> Nodes | None:
+    """What a bracket is, if this closes it; None if nothing."""
+    if bracket.opening != CLOSES[closing]:
+        return None
     if bracket.opening == "(":
         return [*bracket.text(), ")"]
     if not bracket.mark:

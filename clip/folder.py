@@ -63,14 +63,16 @@ def _read_file(path: Path) -> State:
         raise ValueError(f"{path} is damaged ({error}): fetch or save it again") from error
 
 
-def write_folder(folder: Path, config: dict[str, Any], state: State) -> None:
+def write_folder(
+    folder: Path, config: dict[str, Any], state: State, names: tuple[str, str] = (CONFIG, WEIGHTS)
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, config)
+    write_json(folder / names[0], config)
     # transformers refuses files that do not name their "format".
     state = {key: weight.contiguous() for key, weight in state.items()}
     aside = folder / ".model.safetensors.part"  # a crash leaves the old file or the new one
     aside.write_bytes(save(state, metadata={"format": "pt"}))
-    aside.replace(folder / WEIGHTS)
+    aside.replace(folder / names[1])
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from clip.folder import State, inverse, rename
 from clip.image import ImageConfig
 from clip.text import TextConfig
-from clip.transformer import Activation
+from clip.transformer import Activation, LayerScale
 
 # Theirs: ours. What begins with a dot is a part within a block, the rest begins a key.
 OPEN_CLIP = {
@@ -155,6 +155,57 @@ def open_clip_configs(config: Mapping[str, Any]) -> tuple[TextConfig, ImageConfi
         norm_in=not image["no_ln_pre"],
         layer_scale=image["ls_init_value"] is not None,
     )
+
+
+def open_clip_json(text: TextConfig, image: ImageConfig) -> dict[str, Any]:
+    """The open_clip_config.json of two towers: the inverse of `open_clip_configs`."""
+    for tower in (text, image):
+        if tower.activation not in ("quick_gelu", "gelu", "gelu_tanh"):
+            raise ValueError(f"open_clip has no CLIP with activation = {tower.activation!r}: save it otherwise")
+    quick = {tower.activation == "quick_gelu" for tower in (text, image)}
+    if len(quick) == 2:
+        raise ValueError("open_clip has no CLIP with quick_gelu in one tower alone: give both the same activation")
+    text_cfg = {
+        "context_length": text.length,
+        "vocab_size": text.vocab_size,
+        "width": text.width,
+        "heads": text.heads,
+        "layers": text.layers,
+        **_json_of_both(text),
+        "embed_cls": text.class_token,
+        "pad_id": text.pad_token_id,
+        "eos_id": text.eos_token_id,
+        "no_causal_mask": text.mask == "full",
+        "pool_type": text.pool,
+        "proj_bias": text.projection_bias,
+    }
+    average = image.pool == "average"
+    vision_cfg = {
+        "image_size": image.image_size,
+        "patch_size": image.patch_size,
+        "width": image.width,
+        "head_width": image.width // image.heads,
+        "layers": image.layers,
+        **_json_of_both(image),
+        "no_ln_pre": not image.norm_in,
+        "pool_type": "avg" if average else "tok",
+        "final_ln_after_pool": average,
+    }
+    model = {"embed_dim": image.projection, "quick_gelu": True in quick, "custom_text": text.class_token}
+    pixels = {"size": [image.image_size] * 2, "mean": image.mean, "std": image.std}
+    return {"model_cfg": model | {"text_cfg": text_cfg, "vision_cfg": vision_cfg}, "preprocess_cfg": pixels}
+
+
+def _json_of_both(tower: TextConfig | ImageConfig) -> dict[str, Any]:
+    ratio = tower.mlp_width / tower.width
+    if int(tower.width * ratio) != tower.mlp_width:  # open_clip multiplies and cuts
+        ratio = (tower.mlp_width + 0.5) / tower.width
+    return {
+        "mlp_ratio": ratio,
+        "ls_init_value": LayerScale.START if tower.layer_scale else None,
+        "act_kwargs": {"approximate": "tanh"} if tower.activation == "gelu_tanh" else None,
+        "norm_kwargs": {"eps": tower.norm_eps},
+    }
 
 
 def _options(where: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

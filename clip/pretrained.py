@@ -28,7 +28,14 @@ from clip.folder import (
 )
 from clip.image import ImageConfig, ImageEncoder
 from clip.model import CLIP
-from clip.openclip import from_open_clip, only_text, open_clip_configs, open_clip_text_config
+from clip.openclip import (
+    from_open_clip,
+    only_text,
+    open_clip_configs,
+    open_clip_json,
+    open_clip_text_config,
+    to_open_clip,
+)
 from clip.text import Pool, TextConfig, TextEncoder
 
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -85,9 +92,8 @@ def text_encoder_from_folder(folder: str | Path) -> TextEncoder:
         config = open_clip_text_config(read_json(folder / OPEN_CLIP_CONFIG)["model_cfg"])
         state = part("text.", from_open_clip(only_text(read_weights(folder / OPEN_CLIP_WEIGHTS))))
         return text_encoder_of(config, state, folder, torch.float32)
-    return text_encoder_from_weights(
-        read_json(folder / CONFIG), read_weights(folder / WEIGHTS), folder, torch.float32
-    )
+    state = read_weights(folder / WEIGHTS)
+    return text_encoder_from_weights(read_json(folder / CONFIG), state, folder, torch.float32)
 
 
 def text_encoder_from_weights(
@@ -127,6 +133,13 @@ def clip_from_folder(folder: str | Path) -> CLIP:
     with torch.device("meta"):
         clip = CLIP(TextEncoder(text), ImageEncoder(image))
     return load(clip, state, folder)
+
+
+def save_open_clip(clip: CLIP, folder: str | Path) -> None:
+    """Write open_clip_config.json and open_clip_model.safetensors: open_clip.create_model("local-dir:…") opens them."""
+    config = open_clip_json(clip.text.config, clip.image.config)
+    state = to_open_clip(clip.state_dict(), custom_text=config["model_cfg"]["custom_text"])
+    write_folder(Path(folder), config, state, (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS))
 
 
 def save_clip(clip: CLIP, folder: str | Path) -> None:

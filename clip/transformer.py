@@ -162,9 +162,11 @@ class MLP(nn.Module):
 
 
 class LayerScale(nn.Module):
+    START = 1e-4
+
     def __init__(self, width: int):
         super().__init__()
-        self.gain = nn.Parameter(torch.full((width,), 1e-4))
+        self.gain = nn.Parameter(torch.full((width,), self.START))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gain

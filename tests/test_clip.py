@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import open_clip
 import pytest
 import torch
 import transformers
@@ -21,6 +22,7 @@ from clip.pretrained import (
     clip_from_folder,
     from_transformers,
     save_clip,
+    save_open_clip,
     save_text_encoder,
     text_encoder_from_folder,
     to_transformers,
@@ -232,6 +234,31 @@ def test_clip_equals_open_clip_both_ways(
     assert from_open_clip(back).keys() == ours.state_dict().keys()
 
 
+@pytest.mark.parametrize(
+    ("text", "image"),
+    [
+        ({}, {}),
+        ({"mask": "full", "pool": "last", "projection_bias": True, "mlp_width": 119},
+         {"pool": "average", "norm_in": False, "layer_scale": True}),
+        ({"pool": "argmax", "class_token": True, "norm_eps": 1e-3}, {"layer_scale": True, "mlp_width": 100}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_tanh"])
+@torch.no_grad()
+def test_open_clip_opens_a_saved_clip(
+    text: dict[str, Any], image: dict[str, Any], activation: str, tmp_path: Path
+) -> None:
+    texts, pictures = (replace(config, activation=activation) for config in (TEXT, IMAGE))
+    ours = shaken(CLIP(TextEncoder(replace(texts, **text)), ImageEncoder(replace(pictures, **image))))
+    save_open_clip(ours, tmp_path)
+    theirs = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    ids, images = some_ids(), some_images()
+    assert_same(ours.text(ids).pooled, theirs.encode_text(ids))
+    assert_same(ours.image(images), theirs.encode_image(clip_pixels(images)))
+    again = clip_from_folder(tmp_path)
+    assert (again.text.config, again.image.config) == (ours.text.config, ours.image.config)
+
+
 @pytest.mark.parametrize("changes", [{"mask": "full"}, {"pool": "last"}, {"class_token": True}, {"layer_scale": True}])
 def test_what_clip_of_transformers_has_not_is_not_saved_as_one(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(changes))} = "):
@@ -295,12 +322,14 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     save_text_encoder(TextEncoder(TEXT), tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
 
-    config.write_text(config.read_text().replace('"hidden_size": 32', '"hidden_size": 64'))
+    sound = config.read_text()
+    config.write_text(sound.replace('"hidden_size": 32', '"hidden_size": 64'))
     with pytest.raises(ValueError, match="do not fit its configuration"):
         text_encoder_from_folder(tmp_path)
     config.write_text("{")
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
         text_encoder_from_folder(tmp_path)
+    config.write_text(sound)
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="is damaged"):
         text_encoder_from_folder(tmp_path)

@@ -1,43 +1,37 @@
-"""Whether diffusers' StableDiffusionPipeline makes the same pictures of the same folder, noise and steps."""
+"""Whether diffusers' StableDiffusionPipeline makes the same pictures of the same folder, noise and steps.
+
+With `--samplers`, of every sampler in turn, and of Stable Diffusion 1.x, 2.x and XL at tiny size with random weights.
+"""
 
 import argparse
-import math
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image, ImageChops
+from PIL import Image
 
+from benchmarks.difference import CLOSE, PSNR, difference
+from benchmarks.samplers import print_table
 from diffusion.checkpoint import DEFAULT_MODEL, find_model, load_model
 from diffusion.pipeline import Pipeline
 from diffusion.request import Request, Resolved, resolve
+from tests.models import KINDS, save_model
 
-PSNR, CLOSE = 50.0, 0.999  # dB; the share of values that differ by 1 of 255 at most
 PROMPTS = ("a red apple", "a flat illustration of a fox", "りんごの3Dイラスト", "a blue star on yellow")
 COMMAND = "python -m benchmarks.parity"
 EXAMPLES = """examples:
   python -m benchmarks.parity
   python -m benchmarks.parity "a green car" "青い傘" --steps 50
   python -m benchmarks.parity --model path/to/folder
+  python -m benchmarks.parity --samplers
 
 exit codes: 0 every picture is the same; 1 one is not; 2 a mistake in what was asked.
 """
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Between the 8-bit values of two pictures."""
-
-    psnr: float  # dB, infinite for equal ones
-    largest: int  # of 255
-    close: float  # the share that differs by 1 at most
-
-    @property
-    def within_rounding(self) -> bool:
-        return self.psnr >= PSNR and self.close >= CLOSE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("prompts", nargs="*", default=PROMPTS, metavar="PROMPT")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model folder (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the model's own)")
+    parser.add_argument("--samplers", action="store_true", help="every sampler, on tiny models of every kind")
     args = parser.parse_args(argv)
+    if args.samplers:
+        return verdict(every_sampler())
     try:
         ours = Pipeline(load_model(args.model))
         requests = [same_steps(ours, Request(prompt, steps=args.steps)) for prompt in args.prompts]
@@ -65,9 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for request in requests:
         (picture,) = ours.generate([request])
         found = difference(picture.image, make_with_diffusers(theirs, ours, request))
-        print(f"| {request.prompt} | {found.psnr:.1f} | {found.largest} | {found.close:.3%} |", flush=True)
+        print(f"| {request.prompt} | {found.figures} |", flush=True)
         differences.append(found)
-    same = all(found.within_rounding for found in differences)
+    return verdict(all(found.within_rounding for found in differences))
+
+
+def every_sampler() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        folders = {kind: save_model(kind, Path(folder) / kind) for kind in KINDS}
+        return print_table((kind, "folder", path, path) for kind, path in folders.items())
+
+
+def verdict(same: bool) -> int:
     print(f"\nAt least {PSNR:g} dB and {CLOSE:.1%} within 1: {'holds' if same else 'does not hold'}.")
     return 0 if same else 1
 
@@ -98,13 +104,6 @@ def make_with_diffusers(theirs: StableDiffusionPipeline, ours: Pipeline, request
         width=request.width,
         height=request.height,
     ).images[0]
-
-
-def difference(a: Image.Image, b: Image.Image) -> Difference:
-    values = ImageChops.difference(a, b).tobytes()
-    mean_square = sum(value**2 for value in values) / len(values)
-    psnr = 10 * math.log10(255**2 / mean_square) if mean_square else math.inf
-    return Difference(psnr, max(values), sum(value <= 1 for value in values) / len(values))
 
 
 if __name__ == "__main__":

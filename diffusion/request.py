@@ -30,7 +30,6 @@ MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 DEFAULT_SYNTAX = "a1111"
 MAX_OPTION = 10**9
-XL_WIDTH = 2048  # of the text that Stable Diffusion XL's U-Net reads
 RANDOM = -1  # the seed that asks for one to be drawn
 FILES = ("image", "mask")  # the fields that hold a file's bytes
 DRAWN = 2**32  # seeds are drawn below this, as other programs do: short enough to be typed again
@@ -189,7 +188,7 @@ def sigmas(request: Resolved, model: Model) -> Tensor:
 
     They are as many as diffusers takes, rounded down; AUTOMATIC1111 takes one more.
     """
-    discard, xl = request.sampler in DISCARDS_PENULTIMATE, model.unet.config.cross_attention_dim == XL_WIDTH
+    discard, xl = request.sampler in DISCARDS_PENULTIMATE, model.unet.config.addition_embed_type is not None
     grid = schedule(model.noise, request.schedule, request.steps, discard=discard, xl=xl)
     if request.strength is None:
         return grid

@@ -124,7 +124,7 @@ SCHEDULERS: dict[str, Scheduler] = {
 }
 
 # Which of DPM-Solver++'s samplers, by `algorithm_type` and `solver_order`. Of the SDE's, diffusers has a third
-# order, too: with a wrong sign in its last term, by which it does not converge.
+# order, too, where x0's curvature has another sign and weight than in k-diffusion's: it is of order 1.
 MULTISTEP = {
     ("dpmsolver++", 1): "ddim",
     ("dpmsolver++", 2): "dpmpp_2m",

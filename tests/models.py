@@ -13,10 +13,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from networks import randomize
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from clip.tokenizer import Tokenizer
+from tests.networks import randomize
 
 CAPTIONS = ["a red apple", "a blue star", "a green apple beside a red star", "赤いりんご", "青い星"] * 2
 KINDS = ("sd1", "sd2", "xl")

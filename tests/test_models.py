@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from networks import relative_error
 from PIL import Image
 
-from benchmarks.parity import difference
+from benchmarks.difference import difference
 from diffusion.checkpoint import load_model, save_model
 from diffusion.conditioning import encode
 from diffusion.model import Model

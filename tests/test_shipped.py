@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.parity import difference, make_with_diffusers, open_with_diffusers, same_steps
+from benchmarks.difference import difference
+from benchmarks.parity import make_with_diffusers, open_with_diffusers, same_steps
 from diffusion.checkpoint import DEFAULT_MODEL, SHIPPED, load_model
 from diffusion.pipeline import Pipeline
 from diffusion.request import Request

@@ -12,7 +12,7 @@ import math
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from diffusion.files import PICKLES, read_config, sha256
 from diffusion.folder import PIPELINES
 from diffusion.metadata import describe
 from diffusion.pipeline import Picture, Progress, Report
-from diffusion.request import DRAWN, RANDOM, Request, Resolved, check_numbers, check_texts
+from diffusion.request import DRAWN, RANDOM, Request, Resolved, check_numbers, check_texts, draw_prompts
 from diffusion.weights import Safetensors
 
 # What of a request such a model takes, if anything, by the name of the pipeline's argument.
@@ -38,6 +38,7 @@ ARGUMENTS = {
     "width": "width",
     "height": "height",
 }
+OURS_ALONE = ("prompt_syntax", "template", "negative_template")  # it is we who draw prompts from templates
 LIBRARIES = ("diffusers", "transformers")
 NEEDED = {"prompt", "generator", "num_inference_steps", "output_type"}
 FIXED = {
@@ -120,18 +121,19 @@ class ForeignPipeline:
 
         Raises ValueError, in one sentence, for what the model cannot do.
         """
-        values = dict(self.defaults)
+        if request.seed == RANDOM:
+            request = replace(request, seed=secrets.randbelow(DRAWN))
+        request = draw_prompts(request)
+        values = self.defaults | {name: getattr(request, name) for name in OURS_ALONE}
         for field in fields(Request):
             name, value = field.name, getattr(request, field.name)
             if value is None or value == field.default or value == self.own.get(name):
                 continue
             if name in self.own:
                 raise ValueError(f"A {self.model.kind} has its own {name}, {self.own[name]}; leave {value!r} out.")
-            if name not in self.arguments:
+            if name not in self.arguments and name not in OURS_ALONE:
                 raise ValueError(f"A {self.model.kind} makes pictures without {name}; leave it out.")
             values[name] = value
-        if request.seed == RANDOM:
-            values["seed"] = secrets.randbelow(DRAWN)
         resolved = Resolved(**values)
         check_texts(resolved)
         self._check_length("prompt", resolved.prompt)

@@ -145,7 +145,7 @@ def draw_prompts(request: R, folder: Path | None = None) -> R:
     said: dict[str, str] = {}
     for field, template in (("prompt", "template"), ("negative", "negative_template")):
         text = getattr(request, field)
-        if request.prompt_syntax != "plain" and getattr(request, template) is None:
+        if isinstance(text, str) and request.prompt_syntax != "plain" and getattr(request, template) is None:
             drawn = fill(text, f"{field} {request.seed}", folder)
             said |= {field: drawn, template: text} if drawn != text else {}
     return replace(request, **said)  # type: ignore[arg-type]

@@ -144,3 +144,15 @@ def test_folders_that_are_not_trusted(folders: dict[str, Path], tmp_path: Path) 
         assert said in str(mistake.value)
         assert "\n" not in str(mistake.value)
         shutil.rmtree(folder)
+
+
+def test_templates_are_drawn_and_the_rest_is_plain(pipelines: dict[str, ForeignPipeline]) -> None:
+    pixart = pipelines["pixart"]
+    drawn = pixart.resolve(Request("a {red|blue} (star)", seed=3))
+    assert drawn.prompt in ("a red (star)", "a blue (star)")
+    assert drawn.template == "a {red|blue} (star)"
+    assert pixart.resolve(drawn) == drawn
+    plain = pixart.resolve(Request("a {red|blue} star", prompt_syntax="plain"))
+    assert (plain.prompt, plain.prompt_syntax) == ("a {red|blue} star", "plain")
+    with pytest.raises(ValueError, match="has its own prompt_syntax, plain; leave 'a1111' out"):
+        pixart.resolve(Request("a star", prompt_syntax="a1111"))

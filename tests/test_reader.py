@@ -4,10 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from benchmarks.parity import difference
 from diffusion.checkpoint import load_model
 from diffusion.conditioning import Conditioning
 from diffusion.pipeline import Pipeline
@@ -169,3 +172,63 @@ def test_templates_are_drawn_by_the_seed_and_kept(pipeline: Pipeline) -> None:
     assert first.png() == second.png()
     plain = pipeline.resolve(replace(asked, prompt_syntax="plain"))
     assert (plain.prompt, plain.template) == (asked.prompt, None)
+
+
+def test_rescaled_guidance_makes_the_picture_of_diffusers(tiny_model: Path) -> None:
+    pipeline = Pipeline(load_model(tiny_model))
+    asked = Request("a red apple", "a blue star", seed=7, steps=6, guidance=5.0)
+    picture, plain = pipeline.generate([replace(asked, guidance_rescale=0.7), asked])
+    library = StableDiffusionPipeline.from_pretrained(tiny_model, torch_dtype=torch.float32)
+    library.set_progress_bar_config(disable=True)
+    image = library(
+        "a red apple",
+        negative_prompt="a blue star",
+        latents=pipeline.noise(picture.request)(),
+        num_inference_steps=6,
+        guidance_scale=5.0,
+        height=16,
+        width=16,
+        guidance_rescale=0.7,
+    ).images[0]
+    assert difference(picture.image, image).within_rounding
+    assert not difference(picture.image, plain.image).within_rounding
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A model with two text encoders."""
+    return Pipeline(load_model(models.save_model("xl", tmp_path_factory.mktemp("models") / "xl")))
+
+
+def test_both_encoders_read_the_same_chunks(xl: Pipeline) -> None:
+    long = tokens(xl, "a red apple BREAK a blue star")
+    first, second = tokens(xl, "a red apple"), tokens(xl, "a blue star")
+    torch.testing.assert_close(long, torch.cat([first, second], dim=1))
+    ((_, whole),), ((_, beginning),) = told(xl, "a red apple BREAK a blue star"), told(xl, "a red apple")
+    assert whole.pooled is not None
+    assert beginning.pooled is not None
+    torch.testing.assert_close(whole.pooled, beginning.pooled)
+    assert torch.equal(tokens(xl, "a star", clip_skip=2), tokens(xl, "a star"))  # as XL is read anyway
+
+
+def test_each_encoder_keeps_its_own_mean(xl: Pipeline) -> None:
+    widths = [encoder.config.width for encoder in xl.text_encoders]
+    plain, weighed = tokens(xl, "a red apple"), tokens(xl, "a (red:1.5) apple")
+    for before, after in zip(plain.split(widths, -1), weighed.split(widths, -1), strict=True):
+        assert after.mean().item() == pytest.approx(before.mean().item(), rel=1e-3)
+        assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative"),
+    [
+        ("a (red:1.3) apple", ""),
+        ("a red apple AND a blue star :0.6", "a [green|blue] star"),
+        ("[a red apple:a BREAK star:0.5]", "a BREAK b BREAK c"),
+    ],
+)
+def test_pictures_of_two_encoders_are_made(xl: Pipeline, prompt: str, negative: str) -> None:
+    asked = Request(prompt, negative, steps=3, width=16, height=16)
+    first, again = (next(xl.generate([asked])) for _ in range(2))
+    (other,) = xl.generate([replace(asked, prompt_syntax="plain", negative="")])
+    assert first.image.tobytes() == again.image.tobytes() != other.image.tobytes()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from diffusion.canvas import Canvas
 from diffusion.denoiser import Denoiser
 from diffusion.noise import Noise
-from diffusion.samplers import Denoise
+from diffusion.steps import Denoise
 
 
 @dataclass(frozen=True)

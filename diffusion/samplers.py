@@ -17,11 +17,10 @@ from torch import Tensor
 
 from diffusion import ode, sde
 from diffusion.schedules import SCHEDULE_NAMES
-from diffusion.steps import Denoise as Denoise
 
 Sampler = Callable[..., Tensor]  # (Denoise, Tensor, Tensor, Draw, **options) => Tensor
 
-# Our names are ComfyUI's, where it has one.
+# Our names are ComfyUI's, where it has one. The last three are what files of diffusers' schedulers ask for, besides.
 SAMPLERS: dict[str, Sampler] = {
     "euler": ode.euler,
     "euler_ancestral": sde.euler_ancestral,
@@ -84,7 +83,7 @@ _SPELLINGS = {
 _ENDINGS = {f" {theirs.lower()}": ours for ours, theirs in SCHEDULE_NAMES.items()}
 _ENDINGS |= {"_ka": "karras", "_exp": "exponential"}
 
-# What a request may set.
+# The keywords that a request may set. The others are for what a model's configuration says.
 OPTIONS = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
 
 

@@ -253,6 +253,8 @@ class NoiseConfig:
         name = config.get("_class_name", cls.scheduler)
         _one_of("_class_name", name, SCHEDULERS)
         scheduler, known = SCHEDULERS[name], _fields(name)
+        if config.get("final_sigmas_type") == "sigma_min":  # else it is a step of Euler's in any case
+            _one_of("euler_at_final with final_sigmas_type 'sigma_min'", config.get("euler_at_final", False), (False,))
         values: dict[str, Any] = {}
         for key, value in {**scheduler.defaults, **config}.items():
             if key in known:

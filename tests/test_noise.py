@@ -170,6 +170,7 @@ def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> Non
             "solver_order is 3 with algorithm_type 'sde-dpmsolver\\+\\+'; expected 1 or 2",
         ),
         ({"_class_name": "DPMSolverMultistepScheduler", "lower_order_final": False}, "lower_order_final"),
+        ({"final_sigmas_type": "sigma_min", "euler_at_final": True}, "euler_at_final"),
         ({"_class_name": "DPMSolverSinglestepScheduler", "solver_type": "heun"}, "solver_type"),
         ({"_class_name": "UniPCMultistepScheduler", "solver_order": 3}, "solver_order"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type"),

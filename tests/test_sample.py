@@ -83,6 +83,23 @@ def test_variations_are_of_one_picture(tiny_model: Path, tmp_path: Path, capfd: 
     assert request_of(texts).variation_seed == 8
 
 
+def test_templates_make_a_picture_a_combination_and_draw_one_a_seed(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "colour.txt").write_text("red\nblue\ngreen\n")
+    prompt = "a {e$$big|small} __colour__ {apple|star}"
+    options = ["--wildcards", str(tmp_path), "--count", "12", "--steps", "1", "--json", "--dry-run"]
+    assert main([prompt, "--model", str(tiny_model), "--out", str(tmp_path), *options]) == 0
+    said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(request["seed"], request["template"]) for request in said] == [
+        (seed, f"a {size} __colour__ {{apple|star}}") for size in ("big", "small") for seed in range(12)
+    ]
+    words = [request["prompt"].split() for request in said]
+    assert {word for _, _, word, _ in words} == {"red", "blue", "green"}
+    assert {word for _, _, _, word in words} == {"apple", "star"}
+    assert [word[2:] for word in words[:12]] == [word[2:] for word in words[12:]]  # the seeds are the same
+
+
 def test_grid(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert sample(tiny_model, tmp_path, "a blue star", "--count", "3", "--grid", "--json") == 0
     *lines, last = [json.loads(line) for line in capfd.readouterr().out.splitlines()]

@@ -281,7 +281,6 @@ def test_dry_run_writes_nothing(recipe: Path, tiny_model: Path, tmp_path: Path, 
         ("batch = 4", "bach = 4", [], "'bach'"),
         ("", "", ["--prompts", "0"], "--prompts is 0; expected 1 or more"),
         ("", "", ["--model", "nowhere"], "no model 'nowhere'"),
-        ("", "", ["--prompts", "5"], "tokens long and this model reads 14"),
     ],
 )
 def test_mistakes_are_one_sentence(recipe, fetched, tiny_model, tmp_path, capsys, before, after, options, said) -> None:

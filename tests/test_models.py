@@ -112,8 +112,8 @@ def parts(model: Model) -> tuple:
 def test_the_empty_negative_prompt_of_xl_is_zero_where_the_folder_says_so(folder: Callable[[str], Path]) -> None:
     model = load_model(folder("xl"))
     assert model.reading.empty_is_zero
-    assert not Pipeline(model).nothing.tokens.any()
-    assert Pipeline(replace(model, reading=replace(model.reading, empty_is_zero=False))).nothing.tokens.any()
+    assert not Pipeline(model).reader.nothing().tokens.any()
+    assert Pipeline(replace(model, reading=replace(model.reading, empty_is_zero=False))).reader.nothing().tokens.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -37,7 +37,7 @@ def test_diffusers_makes_the_same_picture(pipeline: Pipeline, prompt: str) -> No
 def test_folder_is_small_and_has_its_card() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert 1 < sum(path.stat().st_size for path in files) / 1e6 <= MEGABYTES
-    assert {path.suffix for path in files} == {".json", ".md", ".safetensors", ".txt"}
+    assert {path.suffix or path.name for path in files} == {".json", ".md", ".safetensors", ".txt", "SHA256SUMS"}
     assert "license" in (FOLDER / "README.md").read_text(encoding="utf-8").lower()
 
 

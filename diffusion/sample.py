@@ -76,7 +76,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide between these sigmas alone")
 
     add = parser.add_argument_group("how prompts are read; python -m diffusion.prompt explains one").add_argument
-    add("--prompt-syntax", metavar="NAME", help=f"{', '.join(SYNTAXES)} (default: {DEFAULT_SYNTAX})")
+    default = f"(default: {DEFAULT_SYNTAX}; long prompts are read in chunks, nothing is cut)"
+    add("--prompt-syntax", metavar="NAME", help=f"{', '.join(SYNTAXES)} {default}")
     add("--clip-skip", type=int, help="read the text encoders' n-th last layer; 1 is the last")
     add("--embeddings", type=Path, dest="folder_of_embeddings", metavar="FOLDER", help="of textual inversion's words")
     add("--wildcards", type=Path, metavar="FOLDER", help="__name__ in a prompt is a line of FOLDER/name.txt")

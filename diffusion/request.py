@@ -59,6 +59,7 @@ class Request:
     prompt_syntax: str | None = None  # a name in grammar.SYNTAXES; None is a1111
     template: str | None = None  # what `prompt` was drawn from; see wildcards.py
     negative_template: str | None = None
+    expanded_from: str | None = None  # a shorter prompt, which a language model went on from
     embeddings: tuple[tuple[str, str], ...] = ()  # those that they name, and the SHA-256 of their files
     clip_skip: int | None = None  # the text encoders' last layer that is read, counted from the end: 1 is the last
     # how it is guided

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from clip.language import PromptModel
+from clip.language_model import Sampling
 from clip.ranker import DEFAULT_CLIP, Ranker
 from diffusion.adapters import parse_lora
 from diffusion.best import best
@@ -34,6 +36,7 @@ from diffusion.wildcards import combinations
 
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_FILE = 2**26  # bytes of an image to begin with
+EXPANSION = 16  # tokens that --expand adds at most
 COMMAND = "python -m diffusion.sample"
 EXAMPLES = """examples:
   python -m diffusion.sample "a red apple"                      # into outputs/
@@ -43,6 +46,7 @@ EXAMPLES = """examples:
   python -m diffusion.sample "a cat" --seed 7 --steps 50 --sampler heun --guidance 5
   python -m diffusion.sample "a cat" --seed 7 --variation-strength 0.2 --count 4
   python -m diffusion.sample "a {red|blue} (apple:1.2)" "a {e$$cat|dog} at [night:noon:0.3]"
+  python -m diffusion.sample "a red" --expand --count 4         # four pictures, each of a longer prompt
   python -m diffusion.sample "a cat" --model path/to/folder --size 512x768 --device cuda --dtype float16
   python -m diffusion.sample "a cat" --model path/to/folder --loras path/to/loras --lora ink:0.8 --lora detail
 
@@ -61,6 +65,7 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what they show").add_argument
     add("prompts", nargs="+", metavar="PROMPT")
     add("--negative", default="", metavar="PROMPT", help="what to lead the pictures away from")
+    add("--expand", action="store_true", help="let a language model go on from each prompt, drawing by the seed")
     add("--size", metavar="WxH", help="pixels, as 64x96, or 64 for a square")
     add("--seed", type=int, default=0, help="picture i of a prompt has seed + i; -1 draws one (default: 0)")
     add("--count", type=int, default=1, help="pictures a prompt (default: 1)")
@@ -196,6 +201,7 @@ def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolve
         said["outpaint"] = edges(args.outpaint)
     if args.size:
         said["width"], said["height"] = size(args.size)
+    language = PromptModel.from_folder() if args.expand else None
     requests = []
     for prompt in args.prompts:
         for template in [prompt] if args.prompt_syntax == "plain" else combinations(prompt):
@@ -206,8 +212,18 @@ def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolve
             seed = "seed" if first.variation_seed is None else "variation_seed"
             for i in range(args.count * args.best_of):
                 request = replace(asked, **{seed: getattr(first, seed) + i})
-                requests.append(pipeline.resolve(draw_prompts(request, args.wildcards) if args.wildcards else request))
+                request = pipeline.resolve(draw_prompts(request, args.wildcards) if args.wildcards else request)
+                if language:  # those of which the best is kept show the same
+                    drawn = request.seed - (i % args.best_of if seed == "seed" else 0)
+                    request = pipeline.resolve(expanded(request, language, drawn))
+                requests.append(request)
     return requests
+
+
+def expanded(request: Resolved, language: PromptModel, seed: int) -> Resolved:
+    """The request with its prompt as the language model goes on from it; both prompts are recorded."""
+    longer = language.complete(request.prompt, Sampling(temperature=0.8), seed, most=EXPANSION)
+    return replace(request, prompt=longer, expanded_from=request.prompt)
 
 
 def paths_of(

@@ -6,13 +6,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from recipes import trace, write_recipe
 
 from benchmarks.language import NGrams
-from clip.language import BOUNDARY, PromptModel, main, train_tokenizer
+from clip.language import BOUNDARY, SHIPPED, PromptModel, main, train_tokenizer
 from clip.language_model import Sampling
+from diffusion import sample
+from diffusion.metadata import request_of
+from diffusion.open import open_pipeline
+from diffusion.texts import read_texts
 from train import language
 from train.language import batch, held_out
 
@@ -136,6 +141,41 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read as a tokenizer"):
         PromptModel.from_folder(tmp_path)
+
+
+# the shipped one
+
+
+def test_shipped_model_is_small_and_knows_both_languages() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 10e6
+    prompts = PromptModel.from_folder()
+    for caption, scrambled in (
+        ("a red apple", "apple red a"),
+        ("青い傘のフラットなイラスト", "傘フラトなイラのスト青い"),
+    ):
+        assert prompts.bits(caption) < 0.7 * prompts.bits(scrambled)
+    assert tokenizers.Tokenizer.from_file(str(SHIPPED / "tokenizer.json")).get_vocab_size() == 2048
+
+
+def test_expanded_prompts_are_recorded_with_the_short_ones(tmp_path: Path, tiny_model: Path) -> None:
+    command = ["a", "--expand", "--count", "2", "--steps", "1", "--model", str(tiny_model), "--out", str(tmp_path)]
+    assert sample.main(command) == 0
+    requests = [request_of(read_texts(path.read_bytes())) for path in sorted(tmp_path.glob("*.png"))]
+    assert len({request.prompt for request in requests}) == 2
+    for request in requests:
+        assert request.expanded_from == "a"
+        assert request.prompt.startswith("a")
+        assert request.prompt == PromptModel.from_folder().complete("a", Sampling(0.8), request.seed, sample.EXPANSION)
+
+
+def test_pictures_of_which_the_best_is_kept_share_a_prompt(tiny_model: Path) -> None:
+    args = sample.arguments().parse_args(
+        ["a", "--expand", "--count", "2", "--best-of", "2", "--model", str(tiny_model)]
+    )
+    requests = sample.requests_of(args, open_pipeline(str(tiny_model)))
+    assert [request.seed for request in requests] == [0, 1, 2, 3]
+    first, again, second, too = (request.prompt for request in requests)
+    assert first == again != second == too
 
 
 # n-grams

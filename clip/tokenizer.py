@@ -98,6 +98,11 @@ class Tokenizer:
             clean=clean,
         )
 
+    def padded(self, token: str) -> "Tokenizer":
+        """The same tokenizer, which pads with another token."""
+        special_tokens = {**self._special_tokens, "pad_token": token}
+        return Tokenizer(self._vocab, self._merges, self.length, special_tokens, self._clean)
+
     def save(self, folder: str | Path) -> None:
         """Write the files of transformers' CLIPTokenizer, which `from_folder` reads."""
         folder = Path(folder)

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import torch
 
+from diffusion.autoencoder import PixelSpace
 from diffusion.conditioning import SIZES
 from diffusion.files import Files
-from diffusion.folder import load_autoencoder, load_folder
+from diffusion.folder import faults_of, load_autoencoder, load_folder
 from diffusion.folder import save_folder as save_model
+from diffusion.hub import cached, download, is_name, name_of
 from diffusion.model import Defaults, Model
-from diffusion.weights import kind
+from diffusion.noise import Noise
+from diffusion.single_file import load_single_autoencoder, load_single_file, scaling_factor_of
 
 __all__ = ["DEFAULT_MODEL", "SHIPPED", "Defaults", "Model", "find_model", "load_model", "save_model"]
 
@@ -18,51 +21,91 @@ SHIPPED = Path(__file__).parent / "models"
 DEFAULT_MODEL = "emoji-64"
 
 
-def find_model(model: str | Path) -> Path:
-    """The folder of a model that is named by its path, or by its name where it is shipped."""
+def find_model(model: str | Path, allow_download: bool = False) -> Path:
+    """The folder or the single file of a model that is named by its path, or by its name.
+
+    Names are of shipped models, or of models of the Hugging Face Hub that lie in its local cache, or are fetched into
+    it where that is allowed.
+    """
     path, shipped = Path(model), sorted(folder.name for folder in SHIPPED.glob("*/"))
     if path.is_dir():
         return path.resolve()
     if str(model) in shipped:
         return SHIPPED / model
     if path.is_file():
-        with path.open("rb") as file:
-            what = "is a single file" if path.suffix == ".safetensors" else kind(file.read(512))
-        raise ValueError(f"{path} {what}; give a model folder, as diffusers saves one.")
+        return path.resolve()
+    if is_name(str(model)):
+        if folder := cached(str(model)):
+            return folder
+        if allow_download:
+            return download(str(model))
+        raise ValueError(
+            f"There is no model {str(model)!r}, neither as a path nor in the cache of the Hugging Face Hub; "
+            "--allow-download fetches it from there."
+        )
     names = f", or the name of a shipped model: {', '.join(shipped)}" if shipped else ""
-    raise ValueError(f"There is no model {str(model)!r}; give the path of a model folder{names}.")
+    raise ValueError(f"There is no model {str(model)!r}; give the path of a model folder or file{names}.")
 
 
 def load_model(
-    model: str | Path = DEFAULT_MODEL, dtype: torch.dtype = torch.float32, vae: str | Path | None = None
+    model: str | Path = DEFAULT_MODEL,
+    dtype: torch.dtype | None = torch.float32,
+    *,
+    vae: str | Path | None = None,
+    prediction_type: str | None = None,
+    tokenizer: str | Path | None = None,
+    allow_download: bool = False,
+    others: torch.dtype | None = torch.float32,
 ) -> Model:
-    """Reads the model that is named by its folder's path, or by its name where it is shipped.
+    """Reads the model that is named by its path, or by its name.
 
-    `dtype` is what the U-Net shall run in: it is read into that, tensor by tensor. `vae` is a folder with another
-    autoencoder. Raises ValueError, in one sentence, for a folder of another kind, or one that is not whole, not
-    sound, or asks for what is not done here.
+    Raises ValueError, in one sentence, for what is no model, is not whole, not sound, or asks for what is not done
+    here.
+
+    Args:
+        dtype: what the U-Net shall run in: it is read into that, tensor by tensor. None is as it is stored.
+        vae: another autoencoder, of a folder or a single file.
+        prediction_type: what the network predicts, where the model is known to say it wrong, or not at all.
+        tokenizer: a folder with the vocabulary of a single file, which itself has none, where it is not CLIP's.
+        allow_download: whether a model of the Hugging Face Hub may be fetched.
+        others: the same as `dtype`, of the other networks.
     """
-    path = find_model(model)
-    loaded = load_folder(path, dtype, torch.float32, path.name)
+    path = find_model(model, allow_download)
+    if path.is_dir():
+        loaded = load_folder(path, dtype, others, name_of(path))
+        if prediction_type is not None:
+            with faults_of(path):
+                config = replace(loaded.noise.config, prediction_type=prediction_type)
+                loaded = replace(loaded, noise=Noise(config))
+    else:
+        folder = None if tokenizer is None else Path(tokenizer)
+        loaded = load_single_file(path, dtype, others, prediction_type, folder)
     if vae is not None:
-        loaded = with_autoencoder(loaded, Path(vae))
+        loaded = with_autoencoder(loaded, Path(vae), others)
     check_fit(loaded)
     return loaded
 
 
-def with_autoencoder(model: Model, path: Path) -> Model:
-    """The model with the autoencoder of a folder: one alone, or a model's `vae/`."""
-    root = path / "vae" if (path / "vae").is_dir() else path
-    files = Files(root)
-    autoencoder = load_autoencoder(files)
+def with_autoencoder(model: Model, path: Path, dtype: torch.dtype | None = torch.float32) -> Model:
+    """The model with another autoencoder: of a folder, alone or a model's `vae/`, or of a single file."""
     hashes = {name: sum for name, sum in model.hashes.items() if not name.startswith("vae/")}
-    hashes |= {f"vae/{name}": sum for name, sum in files.hashes.items()}
-    return replace(model, autoencoder=autoencoder, hashes=hashes, vae=path)
+    if path.is_dir():
+        files = Files(path)
+        autoencoder = load_autoencoder(files, "vae" if (path / "vae").is_dir() else "", dtype)
+        found = {f"vae/{Path(name).name}": sum for name, sum in files.hashes.items()}
+    elif path.is_file():
+        autoencoder, sum = load_single_autoencoder(path, scaling_factor_of(model), dtype)
+        found = {f"vae/{path.name}": sum}
+    else:
+        raise ValueError(f"There is no autoencoder {str(path)!r}; give the path of a folder or a file.")
+    return replace(model, autoencoder=autoencoder, hashes=hashes | found, vae=path)
 
 
 def check_fit(model: Model) -> None:
     """Raises ValueError unless what each part makes is what the next one reads."""
     unet, autoencoder = model.unet.config, model.autoencoder
+    if isinstance(autoencoder, PixelSpace) and unet.out_channels != PixelSpace.channels:
+        raise ValueError(f"{model.path} has no autoencoder; name one with --vae.")
     tokens = sum(encoder.config.width for encoder in model.text_encoders)
     facts = [
         ("numbers a token", tokens, tokens == unet.cross_attention_dim,

@@ -14,7 +14,8 @@ Weights may be in shards that an index names, or in a `.fp16` variant. The class
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from posixpath import join
@@ -61,7 +62,6 @@ UNREAD = {"safety_checker", "feature_extractor", "image_encoder"}  # parts that 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAMES = {f".attentions.0.{old}.": f".attentions.0.{new}." for old, new in OLD_ATTENTION.items()}
 
-T = TypeVar("T")
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -91,14 +91,15 @@ def load_tokenizer(files: Files, part: str = "") -> Tokenizer:
     files.verify_all(part)
     if files.has(join(part, "tokenizer_config.json")):
         files.config(join(part, "tokenizer_config.json"))
-    return _build(files.root / part, lambda: Tokenizer.from_folder(files.root / part))
+    with faults_of(files.root / part):
+        return Tokenizer.from_folder(files.root / part)
 
 
 def load_text_encoder(files: Files, part: str = "", dtype: torch.dtype | None = torch.float32) -> TextEncoder:
     folder, config = files.root / part, files.config(join(part, "config.json"))
     weights = files.read(files.weights(part, TEXT_WEIGHTS), dtype)
-    with Undrawn():
-        return _build(folder, lambda: text_encoder_from_weights(config, weights, folder)).eval()
+    with faults_of(folder), Undrawn():
+        return text_encoder_from_weights(config, weights, folder).eval()
 
 
 def load_unet(files: Files, part: str = "", dtype: torch.dtype | None = torch.float32) -> UNet:
@@ -111,7 +112,8 @@ def load_autoencoder(files: Files, part: str = "", dtype: torch.dtype | None = t
 
 def load_noise(files: Files, part: str = "") -> Noise:
     config = files.config(join(part, "scheduler_config.json"))
-    return _build(files.root / part, lambda: Noise(NoiseConfig.from_dict(config)))
+    with faults_of(files.root / part):
+        return Noise(NoiseConfig.from_dict(config))
 
 
 def save_folder(
@@ -122,7 +124,7 @@ def save_folder(
     autoencoder: Autoencoder | PixelSpace,
     noise: Noise,
     defaults: Defaults,
-    reading: Reading = PLAIN,
+    reading: Reading | None = None,
 ) -> None:
     """Writes a model folder. Weights keep the dtype that they have: `unet.half()` first halves the file."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +149,7 @@ def save_folder(
     if len(text_encoders) == 1:
         absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     else:
-        absent = {"force_zeros_for_empty_prompt": reading.empty_is_zero}
+        absent = {"force_zeros_for_empty_prompt": (reading or XL).empty_is_zero}
     index = _json(pipeline | parts | absent)
     # The index comes last: a folder without it is no model, so that half of one is never taken for a whole.
     (folder / INDEX).unlink(missing_ok=True)
@@ -226,8 +228,8 @@ def _load_network(
 ) -> N:
     """`names` are parts of names in the file, and what stands for them in the network."""
     config = files.config(join(part, "config.json"))
-    with Undrawn(), torch.device("meta"):
-        network = _build(files.root / part, lambda: build(config))
+    with faults_of(files.root / part), Undrawn(), torch.device("meta"):
+        network = build(config)
 
     def ours(name: str) -> str:
         for old, new in (names or {}).items():
@@ -246,12 +248,14 @@ def _save_network(folder: Path, network: nn.Module, config: dict[str, Any]) -> N
     write_atomically(folder / "config.json", _json(config))
 
 
-def _build(folder: Path, part: Callable[[], T]) -> T:
-    """The part that `folder` describes. What a wrong one raises becomes one sentence that names it."""
+@contextmanager
+def faults_of(path: Path) -> Iterator[None]:
+    """What a wrong configuration raises inside becomes one sentence that names the path."""
     try:
-        return part()
+        yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: {error}") from error
+        said = " ".join(str(error).split())
+        raise ValueError(said if said.startswith(str(path)) else f"{path}: {said}") from error
 
 
 def _json(values: dict[str, Any]) -> bytes:

@@ -38,3 +38,10 @@ class Model:
     hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of every weight file, by its path in the folder
     reading: Reading = PLAIN
     vae: Path | None = None  # the folder or the file of an autoencoder that stands in for the model's own
+
+    def describe_vae(self) -> dict[str, str]:
+        """What AUTOMATIC1111's form says of an autoencoder that is not the model's own."""
+        if self.vae is None:
+            return {}
+        hash = next(sum for name, sum in self.hashes.items() if name.startswith("vae/"))
+        return {"VAE hash": hash[:10], "VAE": self.vae.name}

@@ -46,13 +46,22 @@ def open_pipeline(
     dtype: torch.dtype = torch.float32,
     loras: Path | None = None,
     embeddings: Path | None = None,
+    *,
+    vae: Path | None = None,
+    prediction_type: str | None = None,
+    tokenizer: Path | None = None,
+    allow_download: bool = False,
 ) -> AnyPipeline:
-    """Opens the model that is named by its path, or by its name where it is shipped.
+    """Opens the model that is named by its path, or by its name where it is shipped or on the Hugging Face Hub.
 
-    `loras` and `embeddings` are the folders that requests and prompts take theirs from.
+    `loras` and `embeddings` are the folders that requests and prompts take theirs from; the rest is for `load_model`.
     Raises ValueError, in one sentence, for a model that is not whole, not sound, or of an unknown kind.
     """
-    path = find_model(model)
+    path = find_model(model, allow_download)
     if kind := foreign_kind(path):
+        for flag, value in (("vae", vae), ("prediction-type", prediction_type), ("tokenizer", tokenizer)):
+            if value is not None:
+                raise ValueError(f"{path} is a {kind}, which takes no --{flag}.")
         return ForeignPipeline(ForeignModel(path, kind), device, dtype)
-    return Pipeline(load_model(path, dtype), device, dtype, loras, embeddings)
+    loaded = load_model(path, dtype, vae=vae, prediction_type=prediction_type, tokenizer=tokenizer)
+    return Pipeline(loaded, device, dtype, loras, embeddings)

@@ -1,13 +1,15 @@
-"""The layers of a U-Net by their names in the original layout: that of CompVis and Stability's single files, and of
-LoRAs that kohya's scripts train for Stable Diffusion XL.
+"""The layers of a U-Net and an autoencoder by their names in the original layout: that of CompVis and Stability's
+single files, and of LoRAs that kohya's scripts train for Stable Diffusion XL.
 
-There the blocks are counted through, from fine to coarse and back: a residual block and the transformer after it are
-one block, a change of resolution is one of its own on the way down, and belongs to the last one on the way up.
+In the U-Net the blocks are counted through, from fine to coarse and back: a residual block and the transformer after
+it are one block, a change of resolution is one of its own on the way down, and belongs to the last one on the way up.
+In the autoencoder both ways count the levels from the finest.
 """
 
 from collections.abc import Iterator
 from itertools import count
 
+from diffusion.autoencoder import AutoencoderConfig
 from diffusion.unet import UNetConfig
 
 RESIDUAL_BLOCK = {  # the layers of one, ours: theirs; those of a transformer have the same names
@@ -18,6 +20,13 @@ RESIDUAL_BLOCK = {  # the layers of one, ours: theirs; those of a transformer ha
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+
+
+AUTOENCODER_BLOCK = {
+    **{name: name for name in ("norm1", "conv1", "norm2", "conv2")},
+    "conv_shortcut": "nin_shortcut",
+}
+PIXEL_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
 def original_names(config: UNetConfig) -> dict[str, str]:
@@ -37,21 +46,21 @@ def _pairs(config: UNetConfig) -> Iterator[tuple[str, str]]:
     for i, kind in enumerate(config.down_block_types):
         for j in range(layers[i]):
             block = f"input_blocks.{next(blocks)}"
-            yield from _residual(f"down_blocks.{i}.resnets.{j}", f"{block}.0")
+            yield from _inside(f"down_blocks.{i}.resnets.{j}", f"{block}.0", RESIDUAL_BLOCK)
             if "CrossAttn" in kind:
                 yield f"down_blocks.{i}.attentions.{j}", f"{block}.1"
         if i < len(layers) - 1:
             yield f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{next(blocks)}.0.op"
 
-    yield from _residual("mid_block.resnets.0", "middle_block.0")
+    yield from _inside("mid_block.resnets.0", "middle_block.0", RESIDUAL_BLOCK)
     yield "mid_block.attentions.0", "middle_block.1"
-    yield from _residual("mid_block.resnets.1", "middle_block.2")
+    yield from _inside("mid_block.resnets.1", "middle_block.2", RESIDUAL_BLOCK)
 
     blocks = count()
     for i, kind in enumerate(config.up_block_types):
         for j in range(layers[-1 - i] + 1):
             block = f"output_blocks.{next(blocks)}"
-            yield from _residual(f"up_blocks.{i}.resnets.{j}", f"{block}.0")
+            yield from _inside(f"up_blocks.{i}.resnets.{j}", f"{block}.0", RESIDUAL_BLOCK)
             if "CrossAttn" in kind:
                 yield f"up_blocks.{i}.attentions.{j}", f"{block}.1"
         if i < len(layers) - 1:
@@ -65,5 +74,33 @@ def _pairs(config: UNetConfig) -> Iterator[tuple[str, str]]:
     yield "conv_out", "out.2"
 
 
-def _residual(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    yield from ((f"{ours}.{one}", f"{theirs}.{other}") for one, other in RESIDUAL_BLOCK.items())
+def autoencoder_names(config: AutoencoderConfig) -> dict[str, str]:
+    """The same of an autoencoder."""
+    return dict(_autoencoder_pairs(config))
+
+
+def _autoencoder_pairs(config: AutoencoderConfig) -> Iterator[tuple[str, str]]:
+    levels, layers = len(config.block_out_channels), config.layers_per_block
+    for side in ("encoder", "decoder"):
+        yield f"{side}.conv_in", f"{side}.conv_in"
+        for n in (0, 1):
+            yield from _inside(f"{side}.mid_block.resnets.{n}", f"{side}.mid.block_{n + 1}", AUTOENCODER_BLOCK)
+        yield from _inside(f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1", PIXEL_ATTENTION)
+        yield f"{side}.conv_norm_out", f"{side}.norm_out"
+        yield f"{side}.conv_out", f"{side}.conv_out"
+    for level in range(levels):
+        down, up = f"encoder.down.{level}", f"decoder.up.{levels - 1 - level}"
+        for layer in range(layers):
+            ours = f"encoder.down_blocks.{level}.resnets.{layer}"
+            yield from _inside(ours, f"{down}.block.{layer}", AUTOENCODER_BLOCK)
+        for layer in range(layers + 1):
+            ours = f"decoder.up_blocks.{level}.resnets.{layer}"
+            yield from _inside(ours, f"{up}.block.{layer}", AUTOENCODER_BLOCK)
+        yield f"encoder.down_blocks.{level}.downsamplers.0.conv", f"{down}.downsample.conv"
+        yield f"decoder.up_blocks.{level}.upsamplers.0.conv", f"{up}.upsample.conv"
+    yield "quant_conv", "quant_conv"
+    yield "post_quant_conv", "post_quant_conv"
+
+
+def _inside(ours: str, theirs: str, layers: dict[str, str]) -> Iterator[tuple[str, str]]:
+    yield from ((f"{ours}.{one}", f"{theirs}.{other}") for one, other in layers.items())

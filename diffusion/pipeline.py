@@ -188,7 +188,8 @@ class Pipeline:
         return to_image(pixels.cpu())
 
     def describe(self, request: Resolved) -> dict[str, str]:
-        more = self.adapters.describe(request.loras) | describe_embeddings(request.embeddings)
+        more = self.model.describe_vae() | self.adapters.describe(request.loras)
+        more |= describe_embeddings(request.embeddings)
         return describe(request, self.model, self.device, self.dtype, more=more)
 
     def evaluations(self, request: Resolved) -> int:

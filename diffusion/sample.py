@@ -22,6 +22,7 @@ from diffusion.best import best
 from diffusion.canvas import FILLS
 from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.credentials import Signer
+from diffusion.denoiser import PREDICTION_TYPES
 from diffusion.durable import write_atomically
 from diffusion.grammar import SYNTAXES
 from diffusion.image import RESIZE
@@ -48,6 +49,8 @@ EXAMPLES = """examples:
   python -m diffusion.sample "a {red|blue} (apple:1.2)" "a {e$$cat|dog} at [night:noon:0.3]"
   python -m diffusion.sample "a red" --expand --count 4         # four pictures, each of a longer prompt
   python -m diffusion.sample "a cat" --model path/to/folder --size 512x768 --device cuda --dtype float16
+  python -m diffusion.sample "a cat" --model path/to/model.safetensors --vae path/to/vae.safetensors
+  python -m diffusion.sample "a cat" --model organisation/model --allow-download
   python -m diffusion.sample "a cat" --model path/to/folder --loras path/to/loras --lora ink:0.8 --lora detail
 
 exit codes: 0 done; 2 a mistake in what was asked, said in one sentence; 130 stopped by Ctrl-C.
@@ -114,7 +117,11 @@ def arguments() -> argparse.ArgumentParser:
     add("--variation-strength", type=float, metavar="0..1", help="how far to go from the first noise to the second")
 
     add = parser.add_argument_group("the model, and what it runs on").add_argument
-    add("--model", default=DEFAULT_MODEL, help="a model folder, or a shipped model (default: %(default)s)")
+    add("--model", default=DEFAULT_MODEL, help="a folder or a single file, or a name (default: %(default)s)")
+    add("--vae", type=Path, metavar="PATH", help="another autoencoder: a folder or a single file")
+    add("--prediction-type", choices=sorted(PREDICTION_TYPES), help="where the model says it wrong, or not at all")
+    add("--tokenizer", type=Path, metavar="FOLDER", help="a single file's vocabulary, where it is not CLIP's")
+    add("--allow-download", action="store_true", help="fetch a model of the Hugging Face Hub that is not in its cache")
     add("--lora", action="append", type=parse_lora, dest="loras", metavar="NAME[:WEIGHT]", help="again for more")
     add("--loras", type=Path, dest="folder_of_loras", metavar="FOLDER", help="where the LoRAs are")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
@@ -151,7 +158,11 @@ def run(args: argparse.Namespace) -> int:
     device = find_device(args.device)
     signer = Signer(*args.sign) if args.sign else None
     folders = args.folder_of_loras, args.folder_of_embeddings
-    pipeline = open_pipeline(args.model, device, getattr(torch, args.dtype), *folders)
+    pipeline = open_pipeline(
+        args.model, device, getattr(torch, args.dtype), *folders,
+        vae=args.vae, prediction_type=args.prediction_type, tokenizer=args.tokenizer,
+        allow_download=args.allow_download,
+    )  # fmt: skip
     requests = requests_of(args, pipeline)
     paths = paths_of(args.out, args.format, args.best_of, requests, pipeline)
     if args.dry_run:

@@ -58,7 +58,7 @@ class Safetensors:
             start = file.read(512)
             length = int.from_bytes(start[:8], "little")
             if start[8:9] != b"{" or length > HEADER_CAP:
-                raise ValueError(f"{path} {kind(start)}; only safetensors files are read here.")
+                raise ValueError(f"{path} {kind(start)}; only safetensors files are read here{_advice(start)}.")
             file.seek(0)
             self._header = file.read(8 + length)
         if len(self._header) < 8 + length:
@@ -166,6 +166,16 @@ def kind(start: bytes) -> str:
     if start[:8] == b"\x89HDF\r\n\x1a\n":
         return "is an HDF5 file"
     return "is not a safetensors file" if start else "is empty"
+
+
+def _advice(start: bytes) -> str:
+    """How to come from such a file to one that is read."""
+    if "can run code" not in kind(start):
+        return ""
+    return (
+        ": take the .safetensors that its publisher offers beside it, or, in a container without network, write what "
+        "torch.load(..., weights_only=True) gives with safetensors.torch.save_file"
+    )
 
 
 def strict_json(data: bytes, where: str) -> dict[str, Any]:

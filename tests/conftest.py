@@ -1,5 +1,6 @@
 """A whole model folder at tiny size, with random weights: what the tests of the way to a picture share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, sample_size=16, scaling_factor=0.5
     )
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny", Autoencoder(config))
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny Stable Diffusion, "sd1", "sd2" or "xl", that diffusers made; each is made once."""
+    from models import save_model as save  # diffusers is slow to import, and few tests need it
+
+    root = tmp_path_factory.mktemp("sd")
+    return lambda kind: root / kind if (root / kind).is_dir() else save(kind, root / kind)
 
 
 @pytest.fixture(scope="session")

@@ -46,10 +46,9 @@ def save_model(kind: str, folder: Path, length: int = 77) -> Path:
     torch.manual_seed(0)
     Tokenizer.train(CAPTIONS, vocab_size=560, length=length).save(folder / "vocabulary")
     vae = AutoencoderKL(
-        block_out_channels=(16, 32),
+        block_out_channels=(32, 64),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=8,
         sample_size=16,
         scaling_factor=0.13025 if kind == "xl" else 0.18215,
     )

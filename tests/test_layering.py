@@ -20,6 +20,7 @@ LIGHT = {"torch", "safetensors", "tokenizers", "PIL", "tqdm"}
 LATE = {
     "diffusion/foreign.py": {"diffusers", "transformers"},
     "diffusion/credentials.py": {"c2pa", "cryptography"},
+    "diffusion/hub.py": {"huggingface_hub"},
 }
 FILES = [path.relative_to(ROOT).as_posix() for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -22,19 +22,6 @@ from diffusion.request import Request
 PROMPT, NEGATIVE = "a red apple beside a blue star", "a green apple"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a kind, made once."""
-    made: dict[str, Path] = {}
-
-    def make(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = models.save_model(kind, tmp_path_factory.mktemp("models") / kind)
-        return made[kind]
-
-    return make
-
-
 def theirs_of(folder: Path) -> DiffusionPipeline:
     library = DiffusionPipeline.from_pretrained(folder)
     library.set_progress_bar_config(disable=True)
@@ -58,8 +45,8 @@ def picture(library: DiffusionPipeline, pipeline: Pipeline, request: Request) ->
 
 @pytest.mark.parametrize("kind", models.KINDS)
 @torch.no_grad()
-def test_networks_and_pictures_are_those_of_diffusers(folder: Callable[[str], Path], kind: str) -> None:
-    library, pipeline = theirs_of(folder(kind)), Pipeline(load_model(folder(kind)))
+def test_networks_and_pictures_are_those_of_diffusers(sd_folder: Callable[[str], Path], kind: str) -> None:
+    library, pipeline = theirs_of(sd_folder(kind)), Pipeline(load_model(sd_folder(kind)))
     model = pipeline.model
     ids = [tokenizer([PROMPT]) for tokenizer in model.tokenizers]
     text = encode(model.text_encoders, ids, model.reading)
@@ -88,9 +75,9 @@ def test_networks_and_pictures_are_those_of_diffusers(folder: Callable[[str], Pa
 
 @pytest.mark.parametrize("kind", models.KINDS)
 def test_saved_folder_is_the_same_model_to_us_and_to_diffusers(
-    folder: Callable[[str], Path], tmp_path: Path, kind: str
+    sd_folder: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:
-    model = load_model(folder(kind))
+    model = load_model(sd_folder(kind))
     save_model(tmp_path / "again", *parts(model))
     again = load_model(tmp_path / "again")
     assert (again.reading, again.noise.config, again.defaults) == (model.reading, model.noise.config, model.defaults)
@@ -98,7 +85,7 @@ def test_saved_folder_is_the_same_model_to_us_and_to_diffusers(
     (before,), (after,) = Pipeline(model).generate([request]), Pipeline(again).generate([request])
     assert before.image.tobytes() == after.image.tobytes()
     library = theirs_of(tmp_path / "again")
-    assert type(library) is type(theirs_of(folder(kind)))
+    assert type(library) is type(theirs_of(sd_folder(kind)))
     assert difference(*picture(library, Pipeline(again), request)).within_rounding
 
 
@@ -109,16 +96,16 @@ def parts(model: Model) -> tuple:
     )
 
 
-def test_the_empty_negative_prompt_of_xl_is_zero_where_the_folder_says_so(folder: Callable[[str], Path]) -> None:
-    model = load_model(folder("xl"))
+def test_the_empty_negative_prompt_of_xl_is_zero_where_the_folder_says_so(sd_folder: Callable[[str], Path]) -> None:
+    model = load_model(sd_folder("xl"))
     assert model.reading.empty_is_zero
     assert not Pipeline(model).reader.nothing().tokens.any()
     assert Pipeline(replace(model, reading=replace(model.reading, empty_is_zero=False))).reader.nothing().tokens.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_unet_is_read_in_the_dtype_that_it_runs_in(folder: Callable[[str], Path], dtype: torch.dtype) -> None:
-    model, full = load_model(folder("sd1"), dtype), load_model(folder("sd1"))
+def test_unet_is_read_in_the_dtype_that_it_runs_in(sd_folder: Callable[[str], Path], dtype: torch.dtype) -> None:
+    model, full = load_model(sd_folder("sd1"), dtype), load_model(sd_folder("sd1"))
     assert {p.dtype for p in model.unet.parameters()} == {dtype}
     assert {p.dtype for net in (*model.text_encoders, model.autoencoder) for p in net.parameters()} == {torch.float32}
     for narrow, wide in zip(model.unet.parameters(), full.unet.parameters(), strict=True):
@@ -126,19 +113,19 @@ def test_unet_is_read_in_the_dtype_that_it_runs_in(folder: Callable[[str], Path]
 
 
 @pytest.mark.parametrize("how", ["shards", "variant", "variant of shards"])
-def test_weights_in_shards_and_in_variants(folder: Callable[[str], Path], tmp_path: Path, how: str) -> None:
-    library = theirs_of(folder("xl")).to(torch.float16)
+def test_weights_in_shards_and_in_variants(sd_folder: Callable[[str], Path], tmp_path: Path, how: str) -> None:
+    library = theirs_of(sd_folder("xl")).to(torch.float16)
     options = {"variant": "fp16"} if "variant" in how else {}
     library.save_pretrained(tmp_path / "model", max_shard_size="200KB" if "shards" in how else "10GB", **options)
     assert not list(tmp_path.rglob("*model.safetensors"))
-    model, expected = load_model(tmp_path / "model"), load_model(folder("xl"))
+    model, expected = load_model(tmp_path / "model"), load_model(sd_folder("xl"))
     for ours, theirs in zip(model.unet.parameters(), expected.unet.parameters(), strict=True):
         assert torch.equal(ours, theirs.half().float())
     assert len(model.hashes) == len(list(tmp_path.rglob("*.safetensors")))
 
 
-def test_shards_lie_beside_their_index(folder: Callable[[str], Path], tmp_path: Path) -> None:
-    theirs_of(folder("sd1")).save_pretrained(tmp_path / "model", max_shard_size="200KB")
+def test_shards_lie_beside_their_index(sd_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    theirs_of(sd_folder("sd1")).save_pretrained(tmp_path / "model", max_shard_size="200KB")
     index = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     whole = index.read_text()
     for written, said in (
@@ -152,10 +139,10 @@ def test_shards_lie_beside_their_index(folder: Callable[[str], Path], tmp_path: 
             load_model(tmp_path / "model")
 
 
-def test_another_autoencoder(folder: Callable[[str], Path], tmp_path: Path) -> None:
-    model, other = load_model(folder("sd1")), load_model(folder("xl")).autoencoder
-    for path in (folder("xl"), folder("xl") / "vae"):
-        swapped = load_model(folder("sd1"), vae=path)
+def test_another_autoencoder(sd_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    model, other = load_model(sd_folder("sd1")), load_model(sd_folder("xl")).autoencoder
+    for path in (sd_folder("xl"), sd_folder("xl") / "vae"):
+        swapped = load_model(sd_folder("sd1"), vae=path)
         assert swapped.vae == path
         assert swapped.autoencoder.config == other.config
         changed = {name for name, sum in swapped.hashes.items() if model.hashes[name] != sum}
@@ -172,9 +159,9 @@ def test_another_autoencoder(folder: Callable[[str], Path], tmp_path: Path) -> N
     ],
 )
 def test_parts_of_xl_fit_or_are_refused(
-    folder: Callable[[str], Path], tmp_path: Path, part: str, values: dict, said: str
+    sd_folder: Callable[[str], Path], tmp_path: Path, part: str, values: dict, said: str
 ) -> None:
-    copy = shutil.copytree(folder("xl"), tmp_path / "model")
+    copy = shutil.copytree(sd_folder("xl"), tmp_path / "model")
     models.edit(copy / part, **values)
     with pytest.raises(ValueError, match=said):
         load_model(copy)

@@ -259,7 +259,7 @@ def _text_state(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     if prefix not in OPEN_CLIPS:
         return under(from_transformers(state), "text.")
     state = {name: weight for name, weight in state.items() if name not in ("logit_scale", "attn_mask")}
-    named = under(from_open_clip(state), "text.")
+    named = {name: weight.contiguous() for name, weight in under(from_open_clip(state), "text.").items()}
     if prefix == OPEN_CLIP and "projection.weight" in named:  # whole; other programs, and ours, leave both out
         del named["projection.weight"]
         last = max(int(name.split(".")[2]) for name in named if name.startswith("transformer.blocks."))

@@ -171,7 +171,7 @@ def test_folders_of_another_kind(tmp_path: Path, tiny_model: Path) -> None:
     assert "is a gpt2 alone" in refused(make("d", config__json='{"model_type": "gpt2"}'))
     assert "has no model_index.json" in refused(make("e", notes__txt=""))
     assert "is a UNet2DConditionModel alone" in refused(tiny_model / "unet")
-    assert "is a single file" in refused(tiny_model / UNET)
+    assert "is no Stable Diffusion" in refused(tiny_model / UNET)
     with pytest.raises(ValueError, match="There is no model 'nowhere'"):
         find_model("nowhere")
 

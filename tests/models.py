@@ -18,10 +18,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from clip.tokenizer import Tokenizer
 from tests.networks import randomize
 
+Config = dict[str, Any]
+
 CAPTIONS = ["a red apple", "a blue star", "a green apple beside a red star", "赤いりんご", "青い星"] * 2
 KINDS = ("sd1", "sd2", "xl")
 
-UNETS: dict[str, dict[str, Any]] = {
+UNETS: dict[str, Config] = {
     "sd1": {"attention_head_dim": 8, "cross_attention_dim": 64},
     "sd2": {"attention_head_dim": (1, 2), "cross_attention_dim": 128, "use_linear_projection": True},
     "xl": {
@@ -34,7 +36,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 96 + 6 * 8,
     },
 }
-NOISES: dict[str, dict[str, Any]] = {
+NOISES: dict[str, Config] = {
     "sd1": {},
     "sd2": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
     "xl": {},
@@ -65,17 +67,17 @@ def save_model(kind: str, folder: Path, length: int = 77) -> Path:
     tokenizer = CLIPTokenizer.from_pretrained(folder / "vocabulary")
     (folder / "vocabulary" / "special_tokens_map.json").unlink()
     second = CLIPTokenizer.from_pretrained(folder / "vocabulary", pad_token="!")  # as open_clip pads
-    clip = {
+    clip: Config = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": length,
         "num_hidden_layers": 3,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id,
     }
-    narrow = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 128, "hidden_act": "quick_gelu"}
-    wide = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256, "hidden_act": "gelu"}
+    narrow: Config = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 128, "hidden_act": "quick_gelu"}
+    wide: Config = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256, "hidden_act": "gelu"}
     first = CLIPTextModel(CLIPTextConfig(**clip, **(wide if kind == "sd2" else narrow)))
-    parts: dict[str, Any] = {"vae": vae, "unet": unet, "text_encoder": first, "scheduler": scheduler}
+    parts: Config = {"vae": vae, "unet": unet, "text_encoder": first, "scheduler": scheduler}
     if kind == "xl":
         parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**clip, **wide, projection_dim=96))
     for seed, part in enumerate((*parts.values(),)):

@@ -24,28 +24,16 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def image_settings(request: Any, side: int, factor: int) -> dict[str, Any]:
-    """What a request leaves open of the image that it begins with: the fields to be set, checked.
+    """What a request leaves open of the image that it begins with: those fields of it, checked.
 
-    By default an image that is to be redrawn is brought to about the model's own `side` squared, in its own
-    shape; one that is to be kept in part keeps its size, in multiples of `factor`; and of one that is shown in
-    part, the part is shown at the model's own size.
+    The model's pictures have `side` pixels a side, and a latent stands for `factor` of them.
     """
     if request.image is None:
         check_needed(request, ("mask", "strength", "resize", "outpaint", *OF_MASK), "an image")
         return {}
-    outpaint = request.outpaint
-    if outpaint is not None:
-        if not isinstance(outpaint, tuple | list) or len(outpaint) != 4:
-            raise ValueError(f"The outpaint is {outpaint!r}; expected four numbers: left, top, right, bottom.")
-        for edge, pixels in zip(("left", "top", "right", "bottom"), outpaint, strict=True):
-            check_number(f"The outpaint to the {edge}", pixels, 0, MAX_SIDE, whole=True)
-        outpaint = tuple(outpaint) if any(outpaint) else None
+    outpaint = _checked_outpaint(request.outpaint)
     image, mask = read_files(request)
-    size = side, side
-    if request.padding is None:
-        size = natural_size(image.size, side**2 if mask is None else None, factor)
-    if request.width is not None or request.height is not None:
-        size = request.width or side, request.height or side
+    size = shown_size(request, image.size, mask is not None, side, factor)
     settings = {"strength": 0.75, "resize": "stretch", "width": size[0], "height": size[1]}
     if mask is None:
         check_needed(request, OF_MASK, "a mask")
@@ -61,6 +49,30 @@ def image_settings(request: Any, side: int, factor: int) -> dict[str, Any]:
     if request.padding is not None:
         check_number("The padding", request.padding, 0, MAX_SIDE, whole=True)
     return settings | {"outpaint": outpaint}
+
+
+def _checked_outpaint(outpaint: Any) -> Box | None:
+    if outpaint is None:
+        return None
+    if not isinstance(outpaint, tuple | list) or len(outpaint) != 4:
+        raise ValueError(f"The outpaint is {outpaint!r}; expected four numbers: left, top, right, bottom.")
+    for edge, pixels in zip(("left", "top", "right", "bottom"), outpaint, strict=True):
+        check_number(f"The outpaint to the {edge}", pixels, 0, MAX_SIDE, whole=True)
+    left, top, right, bottom = outpaint
+    return (left, top, right, bottom) if any(outpaint) else None
+
+
+def shown_size(request: Any, image: Size, masked: bool, side: int, factor: int) -> Size:
+    """The size that the model is shown, which without `padding` is the finished picture's, too.
+
+    By default an image to be redrawn is brought to the model's own number of pixels, in its own shape; one that
+    is kept in part keeps its size; and of one that is shown in part, the part is shown at the model's own size.
+    """
+    if request.width is not None or request.height is not None:
+        return request.width or side, request.height or side
+    if request.padding is not None:
+        return side, side
+    return natural_size(image, None if masked else side**2, factor)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ EXAMPLES = """examples:
   python -m diffusion.sample "a red apple" --count 2 --best-of 4 # two pictures, each the best of four
   python -m diffusion.sample "a cat" --seed 7 --steps 50 --sampler heun --guidance 5
   python -m diffusion.sample "a cat" --seed 7 --variation-strength 0.2 --count 4
+  python -m diffusion.sample "a green apple" --image apple.png --strength 0.9
+  python -m diffusion.sample "a worm" --image apple.png --mask hole.png --padding 16
+  python -m diffusion.sample "two apples" --image apple.png --outpaint 0,0,64,0 --strength 1
+  python -m diffusion.sample "a red apple" --hires-scale 2      # a second pass, twice as large
   python -m diffusion.sample "a {red|blue} (apple:1.2)" "a {e$$cat|dog} at [night:noon:0.3]"
   python -m diffusion.sample "a red" --expand --count 4         # four pictures, each of a longer prompt
   python -m diffusion.sample "a cat" --model path/to/folder --size 512x768 --device cuda --dtype float16
@@ -96,6 +100,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--s-tmin", type=float, metavar="SIGMA", help="the least sigma at which it is")
     add("--s-tmax", type=float, metavar="SIGMA", help="the largest")
     add("--s-noise", type=float, metavar="FACTOR", help="of all noise that is added; " + _that("s_noise"))
+
     add = parser.add_argument_group("from an image").add_argument
     add("--image", type=Path, metavar="FILE", help="a PNG, JPEG or WebP to begin with, not noise alone")
     add("--strength", type=float, metavar="0..1", help="how far to go from it; 1 all the way (default: 0.75)")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffusion.metadata import request_of
 from diffusion.pipeline import Pipeline, Progress
+from diffusion.request import file_name
 from diffusion.sample import main
 from diffusion.texts import read_texts
 
@@ -100,6 +101,31 @@ def test_templates_make_a_picture_a_combination_and_draw_one_a_seed(
     assert [word[2:] for word in words[:12]] == [word[2:] for word in words[12:]]  # the seeds are the same
 
 
+def test_from_an_image(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    photo, mask, out = tmp_path / "photo.jpg", tmp_path / "mask.png", tmp_path / "out"
+    Image.effect_noise((24, 16), 90).convert("RGB").save(photo)
+    Image.new("L", (24, 16), 255).save(mask)
+    options = ["--image", str(photo), "--strength", "0.5", "--mask", str(mask), "--outpaint", "0,0,8,0", "--json"]
+    assert sample(tiny_model, out, *options, "--fill", "noise", "--mask-blur", "1") == 0
+    said = json.loads(capfd.readouterr().out)
+    assert (said["width"], said["height"], said["strength"], said["outpaint"]) == (32, 16, 0.5, [0, 0, 8, 0])
+    assert said["image"] == file_name(photo.read_bytes())
+    texts = read_texts(Path(said["path"]).read_bytes())
+    assert "Denoising strength: 0.5, Mask blur: 1.0" in texts["parameters"]
+    assert request_of(texts, [mask.read_bytes(), photo.read_bytes()]).mask == mask.read_bytes()
+    with pytest.raises(ValueError, match=r"image is the file 'sha256:.*', which is not here"):
+        request_of(texts)
+
+
+def test_second_pass(tiny_model: Path, tmp_path: Path) -> None:
+    options = ["--hires-scale", "2", "--hires-steps", "2", "--hires-upscaler", "Lanczos"]
+    assert sample(tiny_model, tmp_path / "large.png", *options) == 0
+    texts = read_texts((tmp_path / "large.png").read_bytes())
+    assert Image.open(tmp_path / "large.png").size == (32, 32)
+    expected = "Denoising strength: 0.7, Hires upscale: 2.0, Hires steps: 2, Hires upscaler: Lanczos"
+    assert expected in texts["parameters"]
+
+
 def test_grid(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert sample(tiny_model, tmp_path, "a blue star", "--count", "3", "--grid", "--json") == 0
     *lines, last = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
@@ -155,6 +181,12 @@ def mistake(capfd: pytest.CaptureFixture, status: int) -> str:
         (["--device", "meta"], "meta"),
         (["--device", "cuda:99"], "--device cuda:99 is not there"),
         (["--model", "nowhere"], "There is no model 'nowhere'"),
+        (["--image", "nowhere.png"], "nowhere.png: No such file"),
+        (["--image", __file__], "The image is no readable PNG, JPEG or WebP image"),
+        (["--image", "/dev/zero"], "/dev/zero is larger than 64 MiB"),
+        (["--strength", "0.5"], "The strength does nothing without an image"),
+        (["--outpaint", "8"], "--outpaint is '8'; expected left, top, right and bottom, as 0,0,32,0."),
+        (["--hires-scale", "99"], "The hires scale is 99.0; expected a number from 1 to 8."),
     ],
 )
 def test_mistakes(

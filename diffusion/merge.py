@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from diffusion.adapters import Adapters, Lora, delta, parse_lora
-from diffusion.checkpoint import Model, load_model, save_model
+from diffusion.checkpoint import Model, load_model
+from diffusion.convert import parts, save
 from diffusion.durable import aside
 from diffusion.lora import networks
 
@@ -27,7 +27,7 @@ MAX_SHARE = 10
 COMMAND = "python -m diffusion.merge"
 EXAMPLES = """examples:
   python -m diffusion.merge photos --with paintings --by 0.3 --out both     # 0.7 of photos and 0.3 of paintings
-  python -m diffusion.merge mine --with paintings --minus base --out mine-painting
+  python -m diffusion.merge mine.safetensors --with tuned.safetensors --minus base --out both.safetensors
   python -m diffusion.merge photos --loras path/to/loras --lora ink:0.8 --lora detail --out inked --dtype float16
   python -m diffusion.merge photos --with paintings --out both --dry-run    # do they go together?
 
@@ -49,7 +49,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--by", type=float, metavar="M", help="m (default: 0.5, with --minus 1)")
     add("--lora", action="append", type=parse_lora, default=[], metavar="NAME[:WEIGHT]", help="a LoRA; again for more")
     add("--loras", type=Path, metavar="FOLDER", help="where the LoRAs are")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="the new model")
+    add("--out", type=Path, required=True, metavar="PATH", help="the new model: a folder, or a .safetensors file")
+    add("--tokenizer", type=Path, metavar="FOLDER", help="the vocabulary of single files, where it is not CLIP's")
     add("--dtype", choices=DTYPES, default="float32", help="of the new model's weights (default: %(default)s)")
     add("--dry-run", action="store_true", help="check that all of it goes together, and stop")
     return parser
@@ -74,23 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def merge(args: argparse.Namespace) -> None:
     steps = steps_of(args)
     if args.out.exists():
-        raise ValueError(f"--out {args.out} is there already; name a folder that is not.")
-    model = load_model(args.model)
+        raise ValueError(f"--out {args.out} is there already; name a folder or a file that is not.")
+    model = load_model(args.model, tokenizer=args.tokenizer)
     adapters = Adapters(model, args.loras)
     loras = adapters.pin(args.lora)
     for step in steps:
-        take(step, model, args.dry_run)
+        take(step, model, args)
     if args.dry_run:
         print(f"All of it goes together; {args.out} would be made.")
         return
     bake(adapters, loras)
-    every = [*networks(model).values(), *([model.autoencoder] if isinstance(model.autoencoder, nn.Module) else [])]
-    for network in every:
+    for network in parts(model).values():
         network.to(getattr(torch, args.dtype))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    parts = model.tokenizers, model.text_encoders, model.unet, model.autoencoder, model.noise, model.defaults
-    with aside(args.out) as folder:
-        save_model(folder, *parts, model.reading)
+    with aside(args.out) as part:
+        save(model, part, single=args.out.suffix == ".safetensors")
     print(args.out)
 
 
@@ -114,12 +113,12 @@ def steps_of(args: argparse.Namespace) -> list[tuple[str, float, float]]:
             return [(other, 1.0, by), (base, 1.0, -by)]
 
 
-def take(step: tuple[str, float, float], model: Model, dry_run: bool) -> None:
+def take(step: tuple[str, float, float], model: Model, args: argparse.Namespace) -> None:
     """Makes a step of a model, unless only whether it can be made is asked. The other model is forgotten after it."""
     name, kept, share = step
-    other = load_model(name)
+    other = load_model(name, tokenizer=args.tokenizer)
     check_alike(model, other)
-    if not dry_run:
+    if not args.dry_run:
         add(model, other, kept, share)
 
 
@@ -155,12 +154,12 @@ def add(model: Model, other: Model, kept: float, share: float) -> None:
 @torch.no_grad()
 def bake(adapters: Adapters, loras: Sequence[Lora]) -> None:
     """The terms of pinned LoRAs, into the weights."""
-    layers = [
+    changed = [
         (adapters.networks[network].get_submodule(layer).weight, added)
-        for network, parts in adapters.parts(loras).items()
-        for layer, added in parts.items()
+        for network, layers in adapters.parts(loras).items()
+        for layer, added in layers.items()
     ]
-    for weight, added in tqdm(layers, desc="LoRA", unit="layer", disable=None):
+    for weight, added in tqdm(changed, desc="LoRA", unit="layer", disable=None):
         weight.add_(delta(added, weight))
 
 

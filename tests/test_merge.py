@@ -76,11 +76,14 @@ def test_loras_are_baked_in(folders: Path, tmp_path: Path) -> None:
     assert psnr(made.image, expected.image) > 40  # float16
 
 
-def test_xl_stays_xl(tmp_path: Path) -> None:
-    folder = models.save_model("xl", tmp_path / "xl")
-    assert main([str(folder), "--with", str(folder), "--by", "0.25", "--out", str(tmp_path / "out")]) == 0
+def test_single_files_of_xl(tmp_path: Path) -> None:
+    """In and out; what was the model before comes back."""
+    folder, single, both = models.save_model("xl", tmp_path / "xl"), tmp_path / "a.safetensors", tmp_path / "both"
+    vocabulary = ["--tokenizer", str(folder)]
+    assert main([str(folder), "--with", str(folder), "--out", str(single)]) == 0
+    assert main([str(single), "--with", str(folder), "--by", "0.25", "--out", str(both), *vocabulary]) == 0
     asked = Request("a red apple", steps=2, width=16, height=16)
-    made, before = (next(iter(open_pipeline(each).generate([asked]))) for each in (tmp_path / "out", folder))
+    made, before = (next(iter(open_pipeline(each).generate([asked]))) for each in (both, folder))
     assert psnr(made.image, before.image) > 60
 
 

@@ -69,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def every_sampler() -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        folders = {kind: save_model(kind, Path(folder) / kind) for kind in KINDS}
-        return print_table((kind, "folder", path, path) for kind, path in folders.items())
+        return print_table({kind: save_model(kind, Path(folder) / kind) for kind in KINDS})
 
 
 def verdict(same: bool) -> int:

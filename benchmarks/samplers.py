@@ -3,7 +3,7 @@
 Both are given the same folder or file, the same noise, first and later, and the scheduler that the sampler stands for.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 import diffusers
 import torch
-from PIL import Image
 
 from benchmarks.difference import Difference, difference
 from diffusion.checkpoint import load_model
@@ -20,9 +19,11 @@ from diffusion.pipeline import Pipeline
 from diffusion.request import Request
 from diffusion.samplers import SAMPLERS
 from diffusion.schedulers import NoiseConfig
+from diffusion.single_file import save_single_file
 
 PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE = "a red apple beside a blue star", "a green apple", 1, 8, 4.0
 WIDTH, HEIGHT = 48, 32
+LAYOUTS = ("folder", "single file")
 MULTISTEP = "DPMSolverMultistepScheduler"
 # What has diffusers step as a sampler does, and what its file has to say for it.
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,50 +60,54 @@ NOT_THEIRS = {
 class Row:
     sampler: str
     scheduler: str  # theirs, or why there is none
-    found: Difference | None
+    found: dict[str, Difference]  # by layout
 
 
-def print_table(models: Iterable[tuple[str, str, Path, Path]]) -> bool:
-    """A table of models, each given as its kind, its layout, the folder and what we open. Whether all are the same."""
+def print_table(folders: Mapping[str, Path]) -> bool:
+    """A table of models, by kind. Whether all pictures are the same."""
     print(f"Each {STEPS} steps, guidance {GUIDANCE:g}, float32. torch {version('torch')}, ", end="")
-    print(f"diffusers {version('diffusers')}, transformers {version('transformers')}.\n")
-    print("| model | layout | sampler | diffusers' scheduler | PSNR, dB | largest of 255 | values within 1 |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"diffusers {version('diffusers')}, transformers {version('transformers')}.")
+    print("PSNR in dB, and the largest difference of 255, between theirs of the folder and ours of each layout.\n")
+    print(f"| model | sampler | diffusers' scheduler | {' | '.join(LAYOUTS)} |\n|---|---|---|---|---|")
     same = True
-    for kind, layout, folder, path in models:
-        for row in compare(folder, path):
-            figures = "- | - | -" if row.found is None else row.found.figures
-            print(f"| {kind} | {layout} | {row.sampler} | {row.scheduler} | {figures} |", flush=True)
-            same &= row.found is None or row.found.within_rounding
+    for kind, folder in folders.items():
+        for row in compare(folder):
+            figures = [f"{found.psnr:.1f} ({found.largest})" for found in row.found.values()] or ["-"] * len(LAYOUTS)
+            print(f"| {kind} | {row.sampler} | {row.scheduler} | {' | '.join(figures)} |", flush=True)
+            same &= all(found.within_rounding for found in row.found.values())
     return same
 
 
-def compare(folder: Path, path: Path, samplers: Iterable[str] = SAMPLERS) -> Iterator[Row]:
-    """A row a sampler: theirs of the folder, and ours of `path`: the folder, or a single file that says the same."""
+def compare(folder: Path, samplers: Iterable[str] = SAMPLERS) -> Iterator[Row]:
+    """A row a sampler."""
     library = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     library.set_progress_bar_config(disable=True)
-    model, own = load_model(path), library.scheduler.config
+    file, own = folder.with_suffix(".safetensors"), library.scheduler.config
+    save_single_file(file, load_model(folder))
+    models = dict(zip(LAYOUTS, (load_model(folder), load_model(file, tokenizer=folder)), strict=True))
     for sampler in samplers:
         if sampler in NOT_THEIRS:
-            yield Row(sampler, NOT_THEIRS[sampler], None)
+            yield Row(sampler, NOT_THEIRS[sampler], {})
             continue
         name, settings = THEIRS[sampler]
         try:
             library.scheduler = _scheduler(name).from_config(own, **settings)
         except ImportError:
-            yield Row(sampler, f"{name}, which wants a library that is not here", None)
+            yield Row(sampler, f"{name}, which wants a library that is not here", {})
             continue
-        said = {**library.scheduler.config, "_class_name": name}
-        ours = Pipeline(replace(model, noise=Noise(NoiseConfig.from_dict(said))))
-        yield Row(sampler, name, difference(*_pictures(ours, library, sampler)))
+        noise = Noise(NoiseConfig.from_dict({**library.scheduler.config, "_class_name": name}))
+        ours = {layout: Pipeline(replace(model, noise=noise)) for layout, model in models.items()}
+        yield Row(sampler, name, _differences(ours, library, sampler))
 
 
-def _pictures(ours: Pipeline, library: Any, sampler: str) -> tuple[Image.Image, Image.Image]:
-    """Ours and theirs."""
-    (picture,) = ours.generate([Request(PROMPT, NEGATIVE, SEED, STEPS, sampler, "automatic", GUIDANCE, WIDTH, HEIGHT)])
+def _differences(ours: Mapping[str, Pipeline], library: Any, sampler: str) -> dict[str, Difference]:
+    """Between the library's picture and ours."""
+    request = Request(PROMPT, NEGATIVE, SEED, STEPS, sampler, "automatic", GUIDANCE, WIDTH, HEIGHT)
+    pictures = {layout: next(pipeline.generate([request])) for layout, pipeline in ours.items()}
     generator = torch.Generator().manual_seed(SEED)
-    first = torch.randn(ours.shape(picture.request), generator=generator)
-    (image,) = library(
+    height, width = (side // library.vae_scale_factor for side in (HEIGHT, WIDTH))
+    first = torch.randn(1, library.vae.config.latent_channels, height, width, generator=generator)
+    (theirs,) = library(
         PROMPT,
         negative_prompt=NEGATIVE,
         latents=first,
@@ -112,7 +117,7 @@ def _pictures(ours: Pipeline, library: Any, sampler: str) -> tuple[Image.Image, 
         width=WIDTH,
         height=HEIGHT,
     ).images
-    return picture.image, image
+    return {layout: difference(picture.image, theirs) for layout, picture in pictures.items()}
 
 
 def _scheduler(name: str) -> Any:

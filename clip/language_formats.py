@@ -4,9 +4,9 @@ What a configuration asks for and the stack has not is refused by name.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from clip.folder import activation, activation_name
@@ -15,13 +15,14 @@ from clip.positions import Relative, Rotary
 from clip.transformer import Activation, TransformerConfig
 
 Json = dict[str, Any]
-# Keys of config.json that change nothing that is computed here: dropout, the decoder, training, other heads.
-IGNORED = re.compile(
-    r"_.*|architectures|model_type|(torch_)?dtype|transformers_version|use_cache|initializer_\w+|\w*_?p?drop(out)?(_rate)?"
-    r"|classifier_dropout|task_specific_params|id2label|label2id|summary_\w+|output_(past|hidden_states|attentions)|n_ctx|n_special"
-    r"|predict_special_tokens|gradient_checkpointing|pad_token_id|pretraining_tp|reorder_and_upcast_attn|is_encoder_decoder"
-    r"|num_decoder_layers|decoder_start_token_id|scale_decoder_outputs|dense_act_fn|is_gated_act|max_length|do_sample|max_sequence_length"
-)
+# Keys of config.json that change nothing that is computed here: of training, of decoders, of how a text is drawn.
+IGNORED = (
+    "_*", "architectures", "model_type", "*dtype", "transformers*", "use_cache", "task_specific_params",
+    "is_llama_config", "id2label", "label2id", "initializer_*", "*drop*", "gradient_checkpointing",
+    "pretraining_tp", "reorder_and_upcast_attn", "predict_special_tokens", "n_ctx", "n_special", "pad_token_id",
+    "max_length", "max_sequence_length", "do_sample", "output_*", "summary_*", "is_encoder_decoder",
+    "num_decoder_layers", "decoder_start_token_id", "scale_decoder_outputs", "dense_act_fn", "is_gated_act",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def options(given: Mapping[str, Any], defaults: Json, fixed: Json) -> Json:
     for name, value in given.items():
         if name in fixed and value != fixed[name]:
             raise ValueError(f"config.json asks for {name} = {value!r}: {fixed[name]!r} alone can be followed")
-        if name not in defaults and name not in fixed and not IGNORED.fullmatch(name) and value is not None:
+        known = name in defaults or name in fixed or any(fnmatchcase(name, pattern) for pattern in IGNORED)
+        if not known and value not in (None, False):
             raise ValueError(f"config.json asks for {name} = {value!r}, which is not known here")
     return {**defaults, **{name: value for name, value in given.items() if name in defaults}}
 
@@ -304,6 +306,7 @@ LLAMA = Format(
 T5 = Format(
     "T5EncoderModel", "T5EncoderModel", "",
     names={
+        "encoder.embed_tokens.weight": "token_embedding.weight",  # the same table, by either name or by both
         "shared.weight": "token_embedding.weight",
         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "transformer.relative.weight",
         "encoder.block.": "transformer.blocks.",
@@ -321,6 +324,6 @@ T5 = Format(
     },
     read=read_t5,
     write=write_t5,
-    unread=r"^decoder\.|^lm_head\.|^encoder\.embed_tokens\.",
+    unread=r"^decoder\.|^lm_head\.",
 )  # fmt: skip
 FORMATS = {"gpt2": GPT2, "llama": LLAMA, "t5": T5}

@@ -215,6 +215,37 @@ def test_what_cannot_be_followed_is_refused_by_name(
         language_model_from_folder(tmp_path)
 
 
+PUBLISHED: list[tuple[str, dict[str, Any]]] = [  # what the config.json of well-known folders says besides
+    ("gpt2", {"n_ctx": 64, "summary_type": "cls_index", "task_specific_params": {"text-generation": {"do_sample": 1}},
+              "_num_labels": 1, "id2label": {"0": "LABEL_0"}, "attn_pdrop": 0.1, "resid_pdrop": 0.1}),
+    ("llama", {"pretraining_tp": 1, "torch_dtype": "bfloat16", "attention_dropout": 0.0, "initializer_range": 0.02,
+               "is_llama_config": True, "rope_interleaved": False, "transformers_version": "4.45.0"}),
+    ("t5", {"decoder_start_token_id": 0, "dropout_rate": 0.1, "dense_act_fn": "gelu_new", "is_gated_act": True,
+            "num_decoder_layers": 8, "output_past": True, "is_encoder_decoder": True, "classifier_dropout": 0.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "said"), PUBLISHED, ids=["gpt2", "llama", "t5"])
+def test_what_changes_nothing_is_not_refused(kind: str, said: dict[str, Any], tmp_path: Path) -> None:
+    config = {"gpt2": GPT2, "llama": LLAMA, "t5": T5}[kind]
+    save_language_model(made(config), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    assert language_model_from_folder(tmp_path).config == config
+
+
+@torch.no_grad()
+def test_the_encoder_of_a_whole_t5_is_read(tmp_path: Path) -> None:
+    sizes = {"vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).eval()
+    randomize(theirs)
+    theirs.save_pretrained(tmp_path)
+    ids = torch.randint(0, VOCAB, (2, 12))
+    expected = theirs.encoder(ids).last_hidden_state
+    found = language_model_from_folder(tmp_path).encode(ids)
+    assert (found - expected).abs().max() / expected.abs().max() < TOLERANCE
+
+
 def test_old_and_new_spellings_of_rotary_scaling_are_one(tmp_path: Path) -> None:
     save_language_model(made(LLAMA3), tmp_path)
     path = tmp_path / "config.json"

@@ -8,8 +8,6 @@ reading weights, sampling, encoding. CPU seconds (of all threads) and peak memor
 import argparse
 import json
 import os
-import platform
-import random
 import statistics
 import subprocess
 import sys
@@ -17,20 +15,18 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageChops
 
+from benchmarks.measure import interval, machine
 from diffusion.checkpoint import DEFAULT_MODEL, find_model
 from diffusion.files import Files
 from diffusion.folder import load_noise
 
 TARGET = 0.4  # of the CPU seconds that diffusers takes
 PROMPT = "a red apple"
-RESAMPLES = 10_000
 COMMAND = "python -m benchmarks.start_to_png"
 EXAMPLES = """examples:
   python -m benchmarks.start_to_png
@@ -153,24 +149,6 @@ def spread(costs: Sequence[Cost], figure: str, digits: int) -> str:
     values = [getattr(cost, figure) for cost in costs]
     middle, least, most = (f"{f(values):.{digits}f}" for f in (statistics.median, min, max))
     return f"{middle} ({least} to {most})"
-
-
-def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """The median, inside the percentile bootstrap's 95 % interval (Efron 1979)."""
-    draws = random.Random(0)
-    medians = sorted(statistics.median(draws.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
-    return medians[RESAMPLES // 40], statistics.median(ratios), medians[-RESAMPLES // 40]
-
-
-def machine() -> str:
-    """What the figures depend on, and no name that belongs to one machine."""
-    libraries = [f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers")]
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).is_file():
-        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    threads = f"up to {torch.get_num_threads()} threads on {os.cpu_count()} cores of {cpu}"
-    return f"Python {platform.python_version()}, {', '.join(libraries)}; {threads}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clip.transformer import Activation
 
@@ -26,6 +27,20 @@ ACTIVATION_NAMES: dict[str, Activation] = {
     "relu": "relu",
 }
 Module = TypeVar("Module", bound=nn.Module)
+
+
+class Undrawn(TorchFunctionMode):
+    """Networks built inside keep their weights as they are allocated: those of a file will replace them.
+
+    It goes with the meta device, which allocates nothing, but which would import PyTorch's compiler, several
+    seconds' work, to draw normal numbers that do not exist.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def load(module: Module, state: State, folder: Path, dtype: torch.dtype | None = torch.float32) -> Module:

@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   python -m clip.language "a red apple" --score          # bits a byte: the fewer, the more expected
   python -m clip.language "Once upon" --model path/to/gpt2
 
-exit codes: 0 done; 2 a mistake in what was asked, said in one sentence.
+exit codes: 0 done; 2 a mistake in what was asked, said in one sentence; 130 stopped by Ctrl-C.
 """
 
 
@@ -137,14 +137,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as mistake:
         print(f"{COMMAND}: {mistake}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
 def lines(args: argparse.Namespace) -> Iterable[dict[str, str | int | float]]:
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     for name, value, low in (("--count", args.count, 1), ("--seed", args.seed, 0), ("--most", args.most, 1)):
-        if value < low:
-            raise ValueError(f"{name} is {value}; expected {low} or more.")
+        if not low <= value < 2**62:
+            raise ValueError(f"{name} is {value}; expected {low} or more, below 2 ** 62.")
     prompts = PromptModel.from_folder(args.model)
     for prompt in args.prompts:
         if args.score:

@@ -13,6 +13,7 @@ from clip.folder import (
     CONFIG,
     WEIGHTS,
     State,
+    Undrawn,
     activation,
     activation_name,
     fuse,
@@ -110,7 +111,7 @@ def text_encoder_of(
     config: TextConfig, state: State, folder: Path, dtype: torch.dtype | None = None
 ) -> TextEncoder:
     """A text encoder of its own weights."""
-    with torch.device("meta"):
+    with Undrawn(), torch.device("meta"):
         encoder = TextEncoder(config)
     return load(encoder, state, folder, dtype)
 
@@ -130,7 +131,7 @@ def clip_from_folder(folder: str | Path) -> CLIP:
     else:
         text, image = _transformers_configs(folder)
         state = from_transformers(read_weights(folder / WEIGHTS))
-    with torch.device("meta"):
+    with Undrawn(), torch.device("meta"):
         clip = CLIP(TextEncoder(text), ImageEncoder(image))
     return load(clip, state, folder)
 

@@ -10,6 +10,7 @@ from clip.folder import (
     CONFIG,
     WEIGHTS,
     State,
+    Undrawn,
     fuse,
     inverse,
     load,
@@ -46,7 +47,7 @@ def language_model_from_folder(folder: str | Path) -> LanguageModel:
         state.pop("head.weight", None)  # some files hold the same table twice
     elif config.head == "untied" and "head.weight" not in state:
         config = replace(config, head="none")
-    with torch.device("meta"):
+    with Undrawn(), torch.device("meta"):
         model = LanguageModel(config)
     return load(model, state, folder).eval()
 

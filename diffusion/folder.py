@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from clip.folder import Undrawn
 from clip.pretrained import save_text_encoder, text_encoder_from_weights
 from clip.text import TextEncoder
 from clip.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ from diffusion.model import Defaults, Model
 from diffusion.noise import Noise
 from diffusion.schedulers import SCHEDULERS, NoiseConfig
 from diffusion.unet import UNet, UNetConfig
-from diffusion.weights import Undrawn, check_weights, shapes, write_safetensors
+from diffusion.weights import check_weights, shapes, write_safetensors
 
 INDEX, DEFAULTS = "model_index.json", "generation_config.json"
 WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"  # .safetensors

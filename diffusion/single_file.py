@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from clip.folder import Undrawn
 from clip.openclip import from_open_clip, to_open_clip
 from clip.pretrained import from_transformers, text_encoder_of, to_transformers
 from clip.text import TextConfig, TextEncoder
@@ -32,7 +33,7 @@ from diffusion.schedulers import NoiseConfig
 from diffusion.shapes import autoencoder_config, text_config, unet_config
 from diffusion.unet import UNet, UNetConfig
 from diffusion.vocabulary import find_tokenizers
-from diffusion.weights import Entry, Safetensors, Undrawn, check_weights, strict_json, write_safetensors
+from diffusion.weights import Entry, Safetensors, check_weights, strict_json, write_safetensors
 
 T = TypeVar("T")
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from diffusion.durable import aside
 
@@ -129,20 +128,6 @@ def check_weights(network: nn.Module, found: Mapping[str, Entry | Tensor], where
             raise ValueError(f"{where} has {name} as {found[name].dtype}; expected floating-point numbers.")
     if unknown := sorted(set(found) - set(expected)):
         raise ValueError(f"{where} has {unknown[0]}, which its config.json does not ask for.")
-
-
-class Undrawn(TorchFunctionMode):
-    """Networks built inside keep their weights as they are allocated: those of a file will replace them.
-
-    It goes with the meta device, which allocates nothing, but which would import PyTorch's compiler, several
-    seconds' work, to draw normal numbers that do not exist.
-    """
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == nn.init.__name__:
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return function(*args, **kwargs)
 
 
 def _entry(said: Any, what: str) -> Entry:

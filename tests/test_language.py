@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from diffusion.texts import read_texts
 from train import language
 from train.language import batch, held_out
 
+ROOT = Path(__file__).parent.parent
 TEXTS = [
     "a red apple",
     "a blue star on a white background",
@@ -155,6 +158,15 @@ def test_shipped_model_is_small_and_knows_both_languages() -> None:
     ):
         assert prompts.bits(caption) < 0.7 * prompts.bits(scrambled)
     assert tokenizers.Tokenizer.from_file(str(SHIPPED / "tokenizer.json")).get_vocab_size() == 2048
+
+
+def test_command_imports_nothing_heavy() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "clip.language", "a red"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("a red")
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "clip.language_model" in modules
+    assert not {"torch._dynamo", "sympy", "transformers", "diffusion"} & modules
 
 
 def test_expanded_prompts_are_recorded_with_the_short_ones(tmp_path: Path, tiny_model: Path) -> None:

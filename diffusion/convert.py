@@ -144,7 +144,8 @@ def outputs(model: Model) -> dict[str, Tensor]:
 @torch.inference_mode()
 def probe(network: nn.Module) -> Tensor:
     """All numbers that a network gives for a random input, in a row."""
-    network = deepcopy(network).float()
+    if any(parameter.dtype != torch.float32 for parameter in network.parameters()):
+        network = deepcopy(network).float()
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

@@ -269,7 +269,11 @@ def test_models_of_the_hub_are_found_in_its_cache_and_fetched_only_where_asked(
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     repository = tmp_path / "hub" / "models--someone--tiny-model"
-    shutil.copytree(sd_folder("sd1"), repository / "snapshots" / "0a1b")
+    shutil.copytree(sd_folder("sd1"), repository / "blobs")
+    for file in sorted((repository / "blobs").rglob("*.*")):  # there every file of a model is a link
+        link = repository / "snapshots" / "0a1b" / file.relative_to(repository / "blobs")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0a1b")
     assert find_model("someone/tiny-model") == repository / "snapshots" / "0a1b"

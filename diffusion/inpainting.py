@@ -30,11 +30,13 @@ class Start:
     beside: Tensor | None = None  # [1, 1 + C, h, w], what an inpainting network is shown
 
     @classmethod
-    def of(cls, canvas: Canvas, strength: float | None, autoencoder: Any, inpaints: bool, noise: Tensor) -> Self:
+    def of(cls, canvas: Canvas | None, strength: float | None, autoencoder: Any, inpaints: bool, noise: Tensor) -> Self:
         """From an image, encoded as the mean of its posterior: so the seed's noise is all that is random.
 
         At strength 1 nothing is left of what is under the mask. `noise` is what `fill` may put there.
         """
+        if canvas is None:
+            return cls()
         view, hole = canvas.view().to(noise), canvas.hole().to(noise)
         known, mask = autoencoder.encode(view), F.max_pool2d(hole, autoencoder.factor)
         latents = known

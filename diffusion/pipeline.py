@@ -1,4 +1,8 @@
-"""The whole story on one page: Request => Picture."""
+"""The whole story on one page: Request => Picture.
+
+`Pipeline.sample` is it: texts that guide a denoiser, and a sampler that follows it from noise down to latents.
+What may stand before it, an image, is in inpainting.py; what may follow, a larger pass, in upscale.py.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -121,39 +125,37 @@ class Pipeline:
         return self._adapted[1]
 
     def _generate(self, request: Resolved, seen: Seen) -> Picture:
-        first, *second = passes(request, self.autoencoder.factor)
-        start = self.start(first)
-        latents = self.sample(first, start, seen)  # [1, C, h, w]
-        for larger in second:
-            beneath = upscale(latents, larger, self.autoencoder)
-            latents = self.sample(larger, replace(self.start(larger), latents=beneath), seen, before=first.steps)
+        latents, steps = None, 0
+        for one in passes(request, self.autoencoder.factor):  # two, where a larger one follows
+            start = self.start(one, latents)
+            latents = self.sample(one, start, seen, steps)  # [1, C, h, w]
+            steps += one.steps
+        assert latents is not None
         return Picture(start.finish(self.image(latents)), request, self.describe(request))
 
-    def sample(self, request: Resolved, start: Start, seen: Seen, before: int = 0) -> Tensor:
-        """Two texts, a denoiser that they guide, and a way for it down the sigmas => latents [1, C, h, w].
-
-        `before` are the steps of an earlier pass.
-        """
+    def sample(self, request: Resolved, start: Start, seen: Seen, steps: int) -> Tensor:
+        """One way down the sigmas => latents [1, C, h, w]; `steps` are those of the passes before."""
         sigmas = self.sigmas(request)  # [steps + 1]
-        texts, negative = self.reader.prompt(request, sigmas, before), self.reader.negative(request, sigmas, before)
+        texts = self.reader.prompt(request, sigmas, steps)
+        negative = self.reader.negative(request, sigmas, steps)
         rescale, interval = request.guidance_rescale or 0.0, request.guidance_interval or ALL
-        denoiser = start.show(self.denoiser)
-        denoise = guide(denoiser, texts, negative, request.guidance, rescale, interval)  # (x, sigma) => x0
-        denoise = watch(start.hold(denoise), seen)
+        denoise = guide(start.show(self.denoiser), texts, negative, request.guidance, rescale, interval)
+        denoise = watch(start.hold(denoise), seen)  # (x, sigma) => x0
 
         noise = self.noise(request)
         x = start.noised(noise(), sigmas[0].item(), self.model.noise)  # [1, C, h, w]
         return self.sampler(request)(denoise, x, sigmas, noise)
 
-    def start(self, request: Resolved) -> Start:
-        """Noise alone, or an image under it; an inpainting network is shown at least that nothing is known."""
+    def start(self, request: Resolved, before: Tensor | None) -> Start:
+        """What is under the noise: nothing, an image, or the latents of the pass before, enlarged."""
         if request.image is not None:
             canvas = Canvas.of(request)
-        elif self.inpaints:
+        elif self.inpaints:  # its network is shown that nothing is known
             canvas = Canvas.blank((request.width, request.height))
         else:
-            return Start()
-        return Start.of(canvas, request.strength, self.autoencoder, self.inpaints, self.noise(request)())
+            canvas = None
+        start = Start.of(canvas, request.strength, self.autoencoder, self.inpaints, self.noise(request)())
+        return start if before is None else replace(start, latents=upscale(before, request, self.autoencoder))
 
     def sigmas(self, request: Resolved) -> Tensor:
         """The noise levels to sample at, [steps + 1]."""

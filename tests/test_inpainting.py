@@ -1,7 +1,7 @@
 """From an image: as diffusers does it, and what lies outside the mask stays as it was."""
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import diffusers
@@ -14,7 +14,7 @@ from test_pipeline import pixels, psnr
 from torch import Tensor
 
 from diffusion.checkpoint import load_model
-from diffusion.folder import save_unet
+from diffusion.folder import save_folder
 from diffusion.image import to_image, to_pixels
 from diffusion.model import Model
 from diffusion.noise import Noise
@@ -52,11 +52,13 @@ def model(tiny_model: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def inpainter(model: Model) -> Model:
-    """The same with a U-Net that is shown a mask and the masked image."""
-    unet = UNet(replace(model.unet.config, in_channels=9)).eval()
+def inpainter(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The same, from a folder, with a U-Net that is shown a mask and the masked image."""
+    unet, folder = UNet(replace(model.unet.config, in_channels=9)), tmp_path_factory.mktemp("inpainter")
     randomize(unet, seed=1)
-    return replace(model, unet=unet)
+    others = model.autoencoder, model.noise, model.defaults
+    save_folder(folder, model.tokenizers, model.text_encoders, unet, *others)
+    return load_model(folder)
 
 
 def with_scheduler(model: Model, name: str) -> Pipeline:
@@ -64,24 +66,18 @@ def with_scheduler(model: Model, name: str) -> Pipeline:
     return Pipeline(replace(model, noise=Noise(replace(model.noise.config, scheduler=name))))
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, Model], diffusers.DiffusionPipeline]:
+@cache
+def opened(kind: str, path: Path) -> diffusers.DiffusionPipeline:
+    library = getattr(diffusers, kind).from_pretrained(path, torch_dtype=torch.float32)
+    library.set_progress_bar_config(disable=True)
+    return library
+
+
+def diffusers_own(kind: str, scheduler: str, model: Model) -> diffusers.DiffusionPipeline:
     """diffusers' pipeline of a kind, with a scheduler, of a model's networks."""
-    opened: dict[tuple[str, int], diffusers.DiffusionPipeline] = {}
-
-    def open_pipeline(kind: str, scheduler: str, model: Model) -> diffusers.DiffusionPipeline:
-        key = kind, model.unet.config.in_channels
-        if key not in opened:
-            folder = tmp_path_factory.mktemp("unet")
-            save_unet(model.unet, folder)
-            unet = diffusers.UNet2DConditionModel.from_pretrained(folder)
-            opened[key] = getattr(diffusers, kind).from_pretrained(model.path, unet=unet, torch_dtype=torch.float32)
-            opened[key].set_progress_bar_config(disable=True)
-        found, options = opened[key], {"clip_sample": False} if scheduler == "DDIMScheduler" else {}
-        found.scheduler = getattr(diffusers, scheduler).from_config(found.scheduler.config, **options)
-        return found
-
-    return open_pipeline
+    library, options = opened(kind, model.path), {"clip_sample": False} if scheduler == "DDIMScheduler" else {}
+    library.scheduler = getattr(diffusers, scheduler).from_config(library.scheduler.config, **options)
+    return library
 
 
 @torch.inference_mode()
@@ -96,9 +92,9 @@ def asked(sampler: str, **fields: object) -> Request:
 
 
 @pytest.mark.parametrize(("sampler", "strength"), [("euler", 1.0), ("ddim", 0.3), ("dpmpp_2m", 0.75), ("heun", 0.5)])
-def test_image_to_image_is_diffusers(model: Model, library: Callable, sampler: str, strength: float) -> None:
+def test_image_to_image_is_diffusers(model: Model, sampler: str, strength: float) -> None:
     (ours,) = with_scheduler(model, SCHEDULERS[sampler]).generate([asked(sampler, strength=strength)])
-    theirs = library("StableDiffusionImg2ImgPipeline", SCHEDULERS[sampler], model)(
+    theirs = diffusers_own("StableDiffusionImg2ImgPipeline", SCHEDULERS[sampler], model)(
         PROMPT,
         image=encoded(model, IMAGE),
         strength=strength,
@@ -113,13 +109,13 @@ def test_image_to_image_is_diffusers(model: Model, library: Callable, sampler: s
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 @pytest.mark.parametrize(("network", "strength"), [("model", 0.8), ("inpainter", 1.0)])
 def test_inpainting_is_diffusers(
-    request: pytest.FixtureRequest, library: Callable, sampler: str, network: str, strength: float
+    request: pytest.FixtureRequest, sampler: str, network: str, strength: float
 ) -> None:
     """An ordinary U-Net at strength 1 is left out: diffusers then begins with noise alone, we with what is known."""
     model: Model = request.getfixturevalue(network)
     asked_for = asked(sampler, strength=strength, mask=file(MASK), mask_blur=0)
     (ours,) = with_scheduler(model, SCHEDULERS[sampler]).generate([asked_for])
-    theirs = library("StableDiffusionInpaintPipeline", SCHEDULERS[sampler], model)(
+    theirs = diffusers_own("StableDiffusionInpaintPipeline", SCHEDULERS[sampler], model)(
         PROMPT,
         image=encoded(model, IMAGE),
         mask_image=MASK,
@@ -154,10 +150,11 @@ FROM_IMAGE = {
 def test_same_request_same_bytes(request: pytest.FixtureRequest, network: str) -> None:
     """In any company, counted rightly, and with previews of every evaluation."""
     pipeline, seen = Pipeline(request.getfixturevalue(network)), []
-    pictures = list(pipeline.generate(FROM_IMAGE.values(), seen.append))
+    requests = [replace(request, steps=4) for request in FROM_IMAGE.values()]
+    pictures = list(pipeline.generate(requests, seen.append))
     files = [picture.png() for picture in pictures]
     assert len(set(files)) == len(files)
-    assert [picture.png() for picture in pipeline.generate(reversed(FROM_IMAGE.values()))] == files[::-1]
+    assert [picture.png() for picture in pipeline.generate(reversed(requests))] == files[::-1]
     assert [picture.png() for picture in pipeline.generate(picture.request for picture in pictures)] == files
     for i, picture in enumerate(pictures):
         own: list[Progress] = [step for step in seen if step.picture == i]

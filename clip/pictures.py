@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -37,6 +37,8 @@ def read_picture(source: Path | bytes) -> Image.Image:
         raise
     except FileNotFoundError:
         raise BadPicture("there is no such file") from None
+    except UnidentifiedImageError:  # it would say where in memory the file was
+        raise BadPicture("it is no readable PNG, JPEG or WebP image") from None
     except DAMAGE as error:
         raise BadPicture(f"it is no readable PNG, JPEG or WebP image ({error})") from None
 

@@ -1,53 +1,28 @@
-"""Pictures as files, as Pillow's images and as tensors. Files come from anyone and are read with suspicion."""
-
-import io
-import struct
-import warnings
-import zlib
-from pathlib import Path
+"""Pictures as files, as Pillow's images and as tensors, at other sizes and without their holes."""
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # eight bits a channel at most
-MAX_PIXELS = 64_000_000  # more than most cameras'; a file of a few kilobytes can claim a gigapixel
+from clip.pictures import BadPicture, read_picture
+
 LANCZOS = Image.Resampling.LANCZOS
-BOMB = Image.DecompressionBombError
 RESIZE = {  # as AUTOMATIC1111's resize modes 0, 1 and 2
     "stretch": lambda image, size: image.resize(size, LANCZOS),
     "crop": lambda image, size: ImageOps.fit(image, size, LANCZOS),  # what is left of it is cut off, evenly
     "pad": lambda image, size: ImageOps.pad(image, size, LANCZOS),  # what is left of `size` is empty
 }
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, BOMB, Warning)
 
 
-def read_image(source: bytes | Path, name: str) -> Image.Image:
-    """A PNG, JPEG or WebP file as RGBA, upright.
-
-    Raises ValueError, in one sentence that begins with `name`, for all that is none, or not whole, or claims
-    more than MAX_PIXELS; FileNotFoundError where `source` is a path to nothing.
-    """
-    if not isinstance(source, bytes | Path):
-        raise ValueError(f"{name} is {source!r:.50}; expected the bytes of a PNG, JPEG or WebP file.")
+def read_image(data: bytes, name: str) -> Image.Image:
+    """A PNG, JPEG or WebP file as RGBA, upright. Raises ValueError, in one sentence that begins with `name`."""
+    if not isinstance(data, bytes):
+        raise ValueError(f"{name} is {data!r:.50}; expected the bytes of a PNG, JPEG or WebP file.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow only warns of bombs and of broken metadata
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(file, formats=FORMATS) as image:
-                width, height, mode = image.width, image.height, image.mode
-                if width * height <= MAX_PIXELS and mode in MODES:
-                    return ImageOps.exif_transpose(image).convert("RGBA")
-    except FileNotFoundError:
-        raise
-    except DAMAGE as error:
-        why = "" if isinstance(error, UnidentifiedImageError) else f" ({str(error).rstrip('.')})"
-        raise ValueError(f"{name} is no readable PNG, JPEG or WebP image{why}.") from None
-    if mode not in MODES:
-        raise ValueError(f"{name} has mode {mode}; save it with eight bits a channel.")
-    raise ValueError(f"{name} claims {width}x{height} pixels, more than {MAX_PIXELS:,}; make it smaller.")
+        return read_picture(data)
+    except BadPicture as reason:
+        raise ValueError(f"{name} cannot be used: {reason}.") from None
 
 
 def to_image(pixels: Tensor) -> Image.Image:

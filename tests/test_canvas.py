@@ -128,9 +128,9 @@ WHITE = file(Image.new("L", (40, 30), 255))
 @pytest.mark.parametrize(
     "mistake",
     [
-        Mistake({"image": IMAGE[:99]}, "The image is no readable PNG, JPEG or WebP image"),
+        Mistake({"image": IMAGE[:99]}, "The image cannot be used: it is no readable PNG, JPEG or WebP image"),
         Mistake({"image": "a.png"}, "The image is 'a.png'; expected the bytes"),
-        Mistake({"image": IMAGE, "mask": b"no"}, "The mask is no readable"),
+        Mistake({"image": IMAGE, "mask": b"no"}, "The mask cannot be used: it is no readable"),
         Mistake({"image": IMAGE, "mask": SMALL}, "The mask has 9x9 pixels and the image 40x30; give a mask of"),
         Mistake({"image": IMAGE, "mask": BLACK}, "The mask is all black"),
         Mistake({"mask": WHITE}, "The mask does nothing without an image"),

@@ -52,7 +52,7 @@ def test_photographs_are_turned_upright() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "The image is no readable PNG, JPEG or WebP image."),
+        (b"", "The image cannot be used: it is no readable PNG, JPEG or WebP image."),
         (b"not an image", "no readable"),
         (file(RED)[:-30], "no readable"),
         (file(RED, "JPEG")[:-200], "no readable"),
@@ -61,8 +61,8 @@ def test_photographs_are_turned_upright() -> None:
         (file(RED, "TIFF"), "no readable"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no readable"),
         (png_header(13_000, 13_000), "no readable"),  # Pillow's own limit comes first
-        (file(Image.new("1", (9_000, 9_000))), "claims 9000x9000 pixels, more than 64,000,000; make it smaller."),
-        (file(Image.new("I;16", (4, 4))), "has mode I;16; save it with eight bits a channel."),
+        (file(Image.new("1", (9_000, 9_000))), "claims 9000x9000 pixels, more than 64000000."),
+        (file(Image.new("I;16", (4, 4))), "has mode I;16: save it with eight bits a channel."),
         ("photo.png", "The image is 'photo.png'; expected the bytes of a PNG"),
         (None, "The image is None"),
     ],

@@ -208,7 +208,7 @@ def test_pixel_model(pixel_model: Path) -> None:
     ("mistake", "said"),
     [
         (asked("euler", strength=0.1), "The strength 0.1 of 8 steps leaves none; expected at least 0.13."),
-        (asked("euler", image=file(PHOTO)[:80]), "The image is no readable PNG, JPEG or WebP image"),
+        (asked("euler", image=file(PHOTO)[:80]), "The image cannot be used: it is no readable PNG, JPEG or WebP image"),
         (asked("euler", mask=file(MASK.resize((9, 9)))), "The mask has 9x9 pixels and the image 32x32"),
         (asked("euler", hires_scale=2.0), "A second pass cannot follow an image"),
         (Request("a", hires_steps=4), "The hires steps does nothing without a hires scale"),

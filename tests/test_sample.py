@@ -182,7 +182,7 @@ def mistake(capfd: pytest.CaptureFixture, status: int) -> str:
         (["--device", "cuda:99"], "--device cuda:99 is not there"),
         (["--model", "nowhere"], "There is no model 'nowhere'"),
         (["--image", "nowhere.png"], "nowhere.png: No such file"),
-        (["--image", __file__], "The image is no readable PNG, JPEG or WebP image"),
+        (["--image", __file__], "The image cannot be used: it is no readable PNG, JPEG or WebP image"),
         (["--image", "/dev/zero"], "/dev/zero is larger than 64 MiB"),
         (["--strength", "0.5"], "The strength does nothing without an image"),
         (["--outpaint", "8"], "--outpaint is '8'; expected left, top, right and bottom, as 0,0,32,0."),

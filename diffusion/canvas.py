@@ -34,7 +34,9 @@ def image_settings(request: Any, side: int, factor: int) -> dict[str, Any]:
     outpaint = _checked_outpaint(request.outpaint)
     image, mask = read_files(request)
     size = shown_size(request, image.size, mask is not None, side, factor)
-    settings = {"strength": 0.75, "resize": "stretch", "width": size[0], "height": size[1]}
+    empty_alone = mask is not None and request.mask is None  # of what is empty there is nothing to begin with
+    strength = 1.0 if empty_alone else 0.75
+    settings = {"strength": strength, "resize": "stretch", "width": size[0], "height": size[1]}
     if mask is None:
         check_needed(request, OF_MASK, "a mask")
     else:  # the blend is a 128th of the finished picture: 4 pixels of 512

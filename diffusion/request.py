@@ -73,7 +73,9 @@ class Request:
     s_noise: float | None = None  # what the noise that is added is multiplied by
     # what it begins with, besides noise; see canvas.py
     image: bytes | None = None  # a PNG, JPEG or WebP file, whole
-    strength: float | None = None  # how far it is noised: 1, all the way; the last strength * steps are taken
+    # How far it is noised: 1, all the way. The last strength * steps are taken. By default 0.75, and 1 where only what
+    # is empty changes.
+    strength: float | None = None
     resize: str | None = None  # one of image.RESIZE: how it is brought to width x height
     outpaint: tuple[int, int, int, int] | None = None  # pixels to be added: left, top, right, bottom
     # which part of the image changes

@@ -48,7 +48,7 @@ EXAMPLES = """examples:
   python -m diffusion.sample "a cat" --seed 7 --variation-strength 0.2 --count 4
   python -m diffusion.sample "a green apple" --image apple.png --strength 0.9
   python -m diffusion.sample "a worm" --image apple.png --mask hole.png --padding 16
-  python -m diffusion.sample "two apples" --image apple.png --outpaint 0,0,64,0 --strength 1
+  python -m diffusion.sample "two apples" --image apple.png --outpaint 0,0,64,0
   python -m diffusion.sample "a red apple" --hires-scale 2      # a second pass, twice as large
   python -m diffusion.sample "a {red|blue} (apple:1.2)" "a {e$$cat|dog} at [night:noon:0.3]"
   python -m diffusion.sample "a red" --expand --count 4         # four pictures, each of a longer prompt
@@ -103,7 +103,7 @@ def arguments() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("from an image").add_argument
     add("--image", type=Path, metavar="FILE", help="a PNG, JPEG or WebP to begin with, not noise alone")
-    add("--strength", type=float, metavar="0..1", help="how far to go from it; 1 all the way (default: 0.75)")
+    add("--strength", type=float, metavar="0..1", help="how far to go from it (default: 0.75; into the empty, 1)")
     add("--resize", metavar="HOW", help=f"to --size: {', '.join(RESIZE)} (default: stretch)")
     add("--outpaint", metavar="L,T,R,B", help="go on beyond its edges: pixels left, top, right, bottom")
     add("--mask", type=Path, metavar="FILE", help="white changes, black stays; else what is transparent changes")

@@ -11,6 +11,8 @@ from diffusion.canvas import Canvas, image_settings, natural_size, surroundings,
 from diffusion.request import Request
 
 NOISE = Image.effect_noise((40, 30), 90).convert("RGB")
+IMAGE, SMALL, BLACK = file(NOISE), file(Image.new("L", (9, 9), 255)), file(Image.new("L", (40, 30)))
+WHITE = file(Image.new("L", (40, 30), 255))
 
 
 def mask_of(box: tuple[int, int, int, int], size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -58,6 +60,14 @@ def test_blend_reaches_beyond_the_mask_and_what_is_blended_is_made() -> None:
     assert (right, bottom) > (20, 20)
     hole = made.hole()[0, 0].bool()
     assert hole[top:bottom, left:right].sum() == hole.sum()
+
+
+@pytest.mark.parametrize(
+    ("fields", "strength"),
+    [({}, 0.75), ({"mask": WHITE}, 0.75), ({"outpaint": (0, 0, 8, 0)}, 1.0), ({"outpaint": (0, 0, 0, 0)}, 0.75)],
+)
+def test_of_what_is_empty_there_is_nothing_to_begin_with(fields: dict, strength: float) -> None:
+    assert image_settings(Request("a", image=IMAGE, **fields), 16, 2)["strength"] == strength
 
 
 def test_what_is_transparent_changes() -> None:
@@ -119,10 +129,6 @@ def test_what_is_under_the_mask_before(fill: str, kept: bool) -> None:
 class Mistake:
     fields: dict[str, object]
     said: str
-
-
-IMAGE, SMALL, BLACK = file(NOISE), file(Image.new("L", (9, 9), 255)), file(Image.new("L", (40, 30)))
-WHITE = file(Image.new("L", (40, 30), 255))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 MAX_SIDE = 2048  # pixels of a picture
 MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
 
 
 def check_number(name: str, value: Any, low: int, high: int, whole: bool) -> None:
@@ -16,7 +17,7 @@ def check_number(name: str, value: Any, low: int, high: int, whole: bool) -> Non
 
 
 def check_name(name: str, value: Any, known: Iterable[str]) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"There is no {name} {value!r:.50}; choose one of {', '.join(known)}.")
 
 

@@ -25,14 +25,14 @@ from diffusion.image import to_image
 from diffusion.inpainting import Start
 from diffusion.metadata import describe
 from diffusion.reader import Reader
-from diffusion.request import Request, Resolved, passes, resolve, sigmas
+from diffusion.request import Request, Resolved, resolve, sigmas
 from diffusion.samplers import OPTIONS, Sampler, sampler
 from diffusion.schedules import arrivals
 from diffusion.seeds import Draw, seeded, varied
 from diffusion.steps import Denoise
 from diffusion.texts import encode_picture
 from diffusion.threads import threads
-from diffusion.upscale import upscale
+from diffusion.upscale import passes, upscale
 
 
 @dataclass(frozen=True)

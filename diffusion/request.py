@@ -17,16 +17,15 @@ from torch import Tensor
 
 from diffusion.adapters import Lora, loras_from_json, split_loras
 from diffusion.canvas import image_settings
-from diffusion.checks import MAX_SEED, check_name, check_needed, check_number, check_side
+from diffusion.checks import MAX_SEED, MAX_STEPS, check_name, check_needed, check_number, check_side
 from diffusion.chunks import chunks
 from diffusion.grammar import SYNTAXES, has_syntax, read
 from diffusion.model import Model
 from diffusion.samplers import DISCARDS_PENULTIMATE, OPTIONS, SAMPLERS, effective, our_sampler
 from diffusion.schedules import SCHEDULES, our_schedule, schedule
-from diffusion.upscale import UPSCALERS
+from diffusion.upscale import hires_settings, passes
 from diffusion.wildcards import fill
 
-MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 DEFAULT_SYNTAX = "a1111"
 MAX_OPTION = 10**9
@@ -115,12 +114,12 @@ def resolve(request: Request, model: Model) -> Resolved:
     factor, values = model.autoencoder.factor, asdict(model.defaults)
     side = values["width"] = values["height"] = values.pop("size")
     values |= {name: value for name, value in asdict(request).items() if value is not None}
-    values |= image_settings(request, side, factor) | _variation(request) | _second_pass(request, values)
     values |= _our_names(values["sampler"], values["schedule"])
     check_name("sampler", values["sampler"], SAMPLERS)
     values |= _options(values["sampler"], request)
     if isinstance(values["schedule"], tuple):
         values["steps"] = _check_sigmas(values["schedule"], request.steps)
+    values |= image_settings(request, side, factor) | _variation(request) | hires_settings(request, values["steps"])
     if values["seed"] == RANDOM:
         values["seed"] = secrets.randbelow(DRAWN)
     resolved = Resolved(**values)
@@ -173,17 +172,6 @@ def check_numbers(request: Resolved, multiple: int) -> Resolved:
     check_side("height", request.height, multiple)
     # 3 and 3.0 are one request, and are written in one way.
     return replace(request, guidance=float(request.guidance))
-
-
-def passes(request: Resolved, factor: int) -> list[Resolved]:
-    """The samplings that make up a picture: one, or a second one, larger, that begins where the first ended."""
-    if request.hires_scale is None:
-        return [request]
-    width, height = (int(side * request.hires_scale) // factor * factor for side in (request.width, request.height))
-    first = replace(request, hires_scale=None)
-    steps = request.hires_steps or request.steps
-    second = replace(first, width=width, height=height, steps=steps, strength=request.hires_strength)
-    return [first, second]
 
 
 def sigmas(request: Resolved, model: Model) -> Tensor:
@@ -298,23 +286,6 @@ def _variation(request: Request) -> dict[str, Any]:
     seed = secrets.randbelow(DRAWN) if seed in (None, RANDOM) else seed
     check_number("The variation seed", seed, 0, MAX_SEED, whole=True)
     return {"variation_seed": seed, "variation_strength": strength}
-
-
-def _second_pass(request: Request, values: dict[str, Any]) -> dict[str, Any]:
-    """What a request for one leaves open of it."""
-    if request.hires_scale is None:
-        check_needed(request, ["hires_steps", "hires_strength", "hires_upscaler"], "a hires scale")
-        return {}
-    if request.image is not None:
-        raise ValueError("A second pass cannot follow an image; leave out the hires scale, and ask for a larger size.")
-    settings = {"hires_steps": values["steps"], "hires_strength": 0.7, "hires_upscaler": "latent"} | values
-    upscaler = {theirs: ours for ours, theirs in UPSCALERS.items()}.get(settings["hires_upscaler"])
-    settings["hires_upscaler"] = upscaler or settings["hires_upscaler"]
-    check_number("The hires scale", request.hires_scale, 1, 8, whole=False)
-    check_number("The number of hires steps", settings["hires_steps"], 1, MAX_STEPS, whole=True)
-    check_number("The hires strength", settings["hires_strength"], 0, 1, whole=False)
-    check_name("upscaler", settings["hires_upscaler"], UPSCALERS)
-    return settings
 
 
 def _check_prompts(request: Resolved, model: Model) -> Resolved:

@@ -107,11 +107,11 @@ def test_image_to_image_is_diffusers(model: Model, sampler: str, strength: float
 
 
 @pytest.mark.parametrize("sampler", SCHEDULERS)
-@pytest.mark.parametrize(("network", "strength"), [("model", 0.8), ("inpainter", 1.0)])
+@pytest.mark.parametrize(("network", "strength"), [("model", 0.8), ("model", 1.0), ("inpainter", 1.0)])
 def test_inpainting_is_diffusers(
     request: pytest.FixtureRequest, sampler: str, network: str, strength: float
 ) -> None:
-    """An ordinary U-Net at strength 1 is left out: diffusers then begins with noise alone, we with what is known."""
+    """At strength 1 an ordinary U-Net is told what is known from the first evaluation on, diffusers' later."""
     model: Model = request.getfixturevalue(network)
     asked_for = asked(sampler, strength=strength, mask=file(MASK), mask_blur=0)
     (ours,) = with_scheduler(model, SCHEDULERS[sampler]).generate([asked_for])
@@ -216,6 +216,8 @@ def test_pixel_model(pixel_model: Path) -> None:
         (Request("a", hires_scale=2, hires_strength=2), "The hires strength is 2"),
         (Request("a", hires_scale=2, hires_steps=0), "The number of hires steps is 0"),
         (Request("a", hires_scale=2, hires_upscaler="ESRGAN"), "There is no upscaler 'ESRGAN'; choose one of latent"),
+        (Request("a", hires_scale=2, hires_upscaler=["latent"]), "There is no upscaler ['latent']"),  # type: ignore[arg-type]
+        (asked("euler", resize=["crop"]), "There is no resize mode ['crop']"),
         (Request("a", hires_scale=8, width=512), "The width is 4096; expected a whole number from 2 to 2048."),
     ],
 )

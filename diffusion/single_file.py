@@ -25,7 +25,7 @@ from clip.pretrained import from_transformers, text_encoder_of, to_transformers
 from clip.text import TextConfig, TextEncoder
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
 from diffusion.conditioning import PLAIN, SIZES, XL, Reading
-from diffusion.folder import faults_of, picture_size
+from diffusion.folder import faults_of
 from diffusion.model import Defaults, Model
 from diffusion.noise import Noise
 from diffusion.original import autoencoder_names, original_name, original_names
@@ -51,6 +51,7 @@ STABLE_DIFFUSION: dict[str, Any] = {
 # Training with v-prediction spread the biases of a certain norm wider: so ComfyUI, too, tells the kinds of 2.x apart.
 V_SPREAD = 0.09
 SD2_V_SAMPLE_SIZE = 96
+FACTOR = 8  # pixels a latent side, in all that is published
 PIXEL_ATTENTION = ".attn_1."
 UNUSED = ("loss.", "model_ema.")  # what training leaves in a file
 OTHERS = {  # what else a file may be, by a part of a name in it
@@ -123,11 +124,12 @@ def load_single_file(
         noise = Noise(_noise_config(kind, file, unet, said, prediction_type))
         if kind is SD2 and not said and noise.config.prediction_type == "v_prediction":
             unet.config = replace(unet.config, sample_size=SD2_V_SAMPLE_SIZE)
-        autoencoder = PixelSpace() if vae is None else vae
-        defaults = replace(Defaults(size=picture_size(unet, autoencoder)), **said.get("defaults", {}))
+        size = (unet.config.sample_size or kind.sample_size) * (FACTOR if vae is None else vae.factor)
+        defaults = replace(Defaults(size=size), **said.get("defaults", {}))
         reading = replace(kind.reading, **said.get("reading", {}))
     assert file.sha256 is not None
     hashes = {path.name: file.sha256}
+    autoencoder = PixelSpace() if vae is None else vae
     return Model(tokenizers, tuple(encoders), unet, autoencoder, noise, defaults, path, path.stem, hashes, reading)
 
 

@@ -230,6 +230,10 @@ def test_another_autoencoder_from_a_single_file(
         assert_same(swapped.autoencoder.state_dict(), other)
         assert f"vae/{path.name}" in swapped.hashes
         assert swapped.describe_vae()["VAE"] == path.name
+    bare = removed(load_file(single("sd1")), "first_stage_model.")
+    save_file(bare, tmp_path / "without.safetensors")
+    given = load_model(tmp_path / "without.safetensors", vae=sd_folder("sd1"), tokenizer=sd_folder("sd1"))
+    assert given.defaults.size == 512
     assert swapped.autoencoder.config.scaling_factor == 0.13025  # XL's latents, whichever autoencoder decodes them
     save_file({"a": torch.ones(1)}, tmp_path / "vae.safetensors")
     with pytest.raises(ValueError, match="has no autoencoder"):

@@ -16,6 +16,7 @@ from PIL import Image
 from diffusion.adapters import loras_from_json
 from diffusion.checkpoint import find_model
 from diffusion.credentials import Seal, read_seal
+from diffusion.denoiser import PREDICTION_TYPES
 from diffusion.metadata import record_of, request_of
 from diffusion.open import AnyPipeline, open_pipeline
 from diffusion.sample import DTYPES, find_device
@@ -75,7 +76,10 @@ def arguments() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("pictures", nargs="+", type=Path, metavar="PICTURE", help="PNG, JPEG or WebP files")
-    add("--model", help="a folder, in place of the model that is recorded by its name")
+    add("--model", help="a folder or a single file, in place of the model that is recorded by its name")
+    add("--vae", type=Path, metavar="PATH", help="the autoencoder that it was made with, where it was not the model's")
+    add("--prediction-type", choices=sorted(PREDICTION_TYPES), help="as it was given then")
+    add("--tokenizer", type=Path, metavar="FOLDER", help="a single file's vocabulary, where it is not CLIP's")
     add("--file", nargs="+", type=Path, default=[], help="images and masks that a request began with, in any order")
     add("--loras", type=Path, metavar="FOLDER", help="where the LoRAs are that a picture was made with")
     add("--embeddings", type=Path, metavar="FOLDER", help="where the textual inversions are")
@@ -164,7 +168,10 @@ def _open(then: Mapping[str, Any], args: argparse.Namespace, opened: dict[tuple[
     if key not in opened:
         if args.model is None:
             _check_here(name, then["model"]["weights"])
-        opened[key] = open_pipeline(key[0], find_device(device), getattr(torch, dtype), args.loras, args.embeddings)
+        opened[key] = open_pipeline(
+            key[0], find_device(device), getattr(torch, dtype), args.loras, args.embeddings,
+            vae=args.vae, prediction_type=args.prediction_type, tokenizer=args.tokenizer,
+        )  # fmt: skip
     return opened[key]
 
 

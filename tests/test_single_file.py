@@ -23,6 +23,8 @@ from diffusion.pipeline import Pipeline
 from diffusion.request import Request
 from diffusion.sample import main
 from diffusion.single_file import save_single_file
+from diffusion.texts import read_texts
+from diffusion.verify import main as verify
 from diffusion.vocabulary import find_tokenizers
 
 State = dict[str, Tensor]
@@ -318,3 +320,19 @@ def test_damaged_headers_are_refused(single: Callable[[str], Path], tmp_path: Pa
         path.write_bytes(broken)
         with pytest.raises(ValueError, match=r"fetch it again|safetensors files are read"):
             load_model(path)
+
+
+def test_picture_of_a_single_file_and_another_autoencoder_is_made_again(
+    single: Callable[[str], Path], sd_folder: Callable[[str], Path], tmp_path: Path, capsys: Any
+) -> None:
+    options = ["--vae", str(single("sd2")), "--tokenizer", str(sd_folder("sd1"))]
+    picture = str(tmp_path / "apple.png")
+    made = ["a red apple", "--model", str(single("sd1")), *options, "--steps", "1", "--size", "16", "--out", picture]
+    assert main(made) == 0
+    texts = read_texts(Path(picture).read_bytes())
+    assert "VAE: sd2.safetensors" in texts["parameters"]
+    capsys.readouterr()
+    assert verify([picture, "--model", str(single("sd1")), *options]) == 0
+    assert "identical" in capsys.readouterr().out
+    assert verify([picture, "--model", str(single("sd1")), *options[2:]]) == 1
+    assert "vae/sd2.safetensors" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from clip.pictures import BadPicture, read_picture
 
 LANCZOS = Image.Resampling.LANCZOS
+MAX_FILLED = 2**22  # pixels; what goes on where nothing is, is so smooth that larger pictures have no need of more
 RESIZE = {  # as AUTOMATIC1111's resize modes 0, 1 and 2
     "stretch": lambda image, size: image.resize(size, LANCZOS),
     "crop": lambda image, size: ImageOps.fit(image, size, LANCZOS),  # what is left of it is cut off, evenly
@@ -58,9 +59,13 @@ def flatten(image: Image.Image) -> Image.Image:
     """
     if not has_empty(image):
         return image.convert("RGB")
-    pixels = to_pixels(image)[None]  # [1, 4, H, W]
+    small = image.convert("RGBa")  # colours times alpha, which alone can be averaged
+    while small.width * small.height > MAX_FILLED:
+        small = small.reduce(2)
+    pixels = to_pixels(small.convert("RGBA"))[None]  # [1, 4, h, w]
     colours, alpha = pixels[:, :3], (pixels[:, 3:] + 1) / 2
-    return to_image(_pull_push(colours * alpha, alpha)[0])
+    beneath = to_image(_pull_push(colours * alpha, alpha)[0]).resize(image.size, Image.Resampling.BILINEAR)
+    return Image.alpha_composite(beneath.convert("RGBA"), image).convert("RGB")
 
 
 def _pull_push(colours: Tensor, alpha: Tensor) -> Tensor:

@@ -113,17 +113,6 @@ class Pipeline:
         with torch.inference_mode(), threads(height * width * self.model.unet.config.block_out_channels[0]):
             return self.adapted(request.loras)._generate(request, self.seen(request, index, progress))
 
-    def adapted(self, loras: tuple[Lora, ...]) -> "Pipeline":
-        """The pipeline of the model with LoRAs beside its layers. The last one is kept."""
-        if not loras:
-            return self
-        if self._adapted is None or self._adapted[0] != loras:
-            folder, fast = self.embeddings.folder, self.fast
-            adapted = Pipeline(self.adapters.adapt(loras), self.device, self.dtype, embeddings=folder, fast=fast)
-            adapted.adapters = self.adapters
-            self._adapted = loras, adapted
-        return self._adapted[1]
-
     def _generate(self, request: Resolved, seen: Seen) -> Picture:
         latents, steps = None, 0
         for one in passes(request, self.autoencoder.factor):  # two, where a larger one follows
@@ -156,6 +145,17 @@ class Pipeline:
             canvas = None
         start = Start.of(canvas, request.strength, self.autoencoder, self.inpaints, self.noise(request)())
         return start if before is None else replace(start, latents=upscale(before, request, self.autoencoder))
+
+    def adapted(self, loras: tuple[Lora, ...]) -> "Pipeline":
+        """The pipeline of the model with LoRAs beside its layers. The last one is kept."""
+        if not loras:
+            return self
+        if self._adapted is None or self._adapted[0] != loras:
+            folder, fast = self.embeddings.folder, self.fast
+            adapted = Pipeline(self.adapters.adapt(loras), self.device, self.dtype, embeddings=folder, fast=fast)
+            adapted.adapters = self.adapters
+            self._adapted = loras, adapted
+        return self._adapted[1]
 
     def sigmas(self, request: Resolved) -> Tensor:
         """The noise levels to sample at, [steps + 1]."""

@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from benchmarks.difference import difference
+from clip.folder import Undrawn
 from clip.text import TextConfig, TextEncoder
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig
 from diffusion.checkpoint import Defaults, load_model, save_model
@@ -18,7 +19,6 @@ from diffusion.request import Request
 from diffusion.schedulers import NoiseConfig
 from diffusion.unet import UNet, UNetConfig
 from diffusion.vocabulary import find_tokenizers
-from diffusion.weights import Undrawn
 
 PARAMETERS = {"text_encoder": 123_060_480, "unet": 859_520_964, "vae": 83_653_863}
 

@@ -80,6 +80,7 @@ def load_model(
     else:
         folder = None if tokenizer is None else Path(tokenizer)
         loaded = load_single_file(path, dtype, others, prediction_type, folder)
+    loaded = replace(loaded, prediction_type=prediction_type)
     if vae is not None:
         loaded = with_autoencoder(loaded, Path(vae), others)
     check_fit(loaded)

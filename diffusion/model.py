@@ -39,9 +39,12 @@ class Model:
     reading: Reading = PLAIN
     vae: Path | None = None  # the folder or the file of an autoencoder that stands in for the model's own
 
-    def describe_vae(self) -> dict[str, str]:
-        """What AUTOMATIC1111's form says of an autoencoder that is not the model's own."""
-        if self.vae is None:
-            return {}
-        hash = next(sum for name, sum in self.hashes.items() if name.startswith("vae/"))
-        return {"VAE hash": hash[:10], "VAE": self.vae.name}
+    prediction_type: str | None = None  # what was asked for in place of what the model says
+
+    def describe(self) -> dict[str, str]:
+        """What AUTOMATIC1111's form says of what is not the model's own."""
+        said = {"Prediction type": self.prediction_type} if self.prediction_type else {}
+        if self.vae is not None:
+            hash = next(sum for name, sum in self.hashes.items() if name.startswith("vae/"))
+            said |= {"VAE hash": hash[:10], "VAE": self.vae.name}
+        return said

@@ -190,7 +190,7 @@ class Pipeline:
         return to_image(pixels.cpu())
 
     def describe(self, request: Resolved) -> dict[str, str]:
-        more = self.model.describe_vae() | self.adapters.describe(request.loras)
+        more = self.model.describe() | self.adapters.describe(request.loras)
         more |= describe_embeddings(request.embeddings)
         return describe(request, self.model, self.device, self.dtype, more=more)
 

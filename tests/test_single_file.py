@@ -160,6 +160,7 @@ def test_prediction_type(
     model = load_model(bare(kind, metadata, **weights), tokenizer=sd_folder(kind), prediction_type=asked)
     config = model.noise.config
     assert config.prediction_type == found
+    assert model.describe() == ({"Prediction type": asked} if asked else {})
     assert (config.rescale_betas_zero_snr, config.timestep_spacing) == (
         (True, "trailing") if "ztsnr" in weights else (False, "leading")
     )
@@ -231,7 +232,7 @@ def test_another_autoencoder_from_a_single_file(
         swapped = load_model(sd_folder("xl"), vae=path)
         assert_same(swapped.autoencoder.state_dict(), other)
         assert f"vae/{path.name}" in swapped.hashes
-        assert swapped.describe_vae()["VAE"] == path.name
+        assert swapped.describe()["VAE"] == path.name
     bare = removed(load_file(single("sd1")), "first_stage_model.")
     save_file(bare, tmp_path / "without.safetensors")
     given = load_model(tmp_path / "without.safetensors", vae=sd_folder("sd1"), tokenizer=sd_folder("sd1"))

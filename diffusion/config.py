@@ -1,10 +1,18 @@
-"""Network configurations: frozen dataclasses whose fields are the keys of diffusers' config.json."""
+"""Network configurations: frozen dataclasses whose fields are the keys of diffusers' config.json.
 
+The files come from anyone. Each value is checked to be of its field's type before anything is computed with it, and
+no whole number in them is large enough to keep a machine busy.
+"""
+
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 DIFFUSERS_VERSION = "0.30.0"  # the oldest release that knows every key written here
+LARGEST = 1_000_000  # whole number: there are vocabularies of a quarter of it
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,9 @@ class Config:
                 continue
             neutral = cls.FIXED.get(key)
             if value != neutral:
-                raise ValueError(f"{cls.CLASS} with {key}={value!r} is not supported; expected {neutral!r}.")
-        return cls(**{key: _frozen(value) for key, value in values.items() if key in names})
+                said = f"{key}={value!r:.60}"
+                raise ValueError(f"{cls.CLASS} with {said} is not supported; expected {neutral!r}.")
+        return cls(**checked(cls, {key: value for key, value in values.items() if key in names}))
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that diffusers opens."""
@@ -42,6 +51,40 @@ class Config:
         """Group normalisation splits the channels of every level evenly, or the configuration is an error."""
         if any(width % groups for width in channels):
             raise ValueError(f"block_out_channels={channels} are not multiples of norm_num_groups={groups}.")
+
+
+def checked(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for fields of a dataclass, JSON's lists as tuples. Raises ValueError for one of another type."""
+    types = get_type_hints(config)
+    found = {key: _frozen(value) for key, value in values.items()}
+    for key, value in found.items():
+        if not _fits(value, types[key]):
+            raise ValueError(f"{key} is {value!r:.60}; expected {_said(types[key])}.")
+    return found
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if kind is int:
+        return type(value) is int and 0 <= value <= LARGEST
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value) and abs(value) <= LARGEST
+    return isinstance(value, kind)
+
+
+def _said(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(_said(one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"a list, each {_said(get_args(kind)[0])}"
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return f"{KINDS[kind]} from 0 to {LARGEST:,}" if kind is int else KINDS[kind]
 
 
 def _frozen(value: Any) -> Any:

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from diffusion.config import checked
+
 
 @dataclass(frozen=True)
 class Scheduler:
@@ -205,6 +207,11 @@ class NoiseConfig:
             )
         if self.use_karras_sigmas + self.use_exponential_sigmas + self.use_beta_sigmas > 1:
             raise ValueError(f"More than one of {', '.join(sorted(CURVES))} is true; expected one at most.")
+        if not self.num_train_timesteps or not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"num_train_timesteps is {self.num_train_timesteps}, beta_start {self.beta_start} and beta_end "
+                f"{self.beta_end}; expected 1 or more, and betas that grow between 0 and 1."
+            )
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise ValueError(f"trained_betas has length {len(self.trained_betas)}, not num_train_timesteps.")
 
@@ -258,7 +265,7 @@ class NoiseConfig:
         values: dict[str, Any] = {}
         for key, value in {**scheduler.defaults, **config}.items():
             if key in known:
-                values[key] = tuple(value) if isinstance(value, list) else value
+                values |= {} if value is None else {key: value}
             elif key in scheduler.accepts:
                 _one_of(f"{key} of {name}", value, scheduler.accepts[key])
             elif key in _HONOURED:
@@ -267,7 +274,7 @@ class NoiseConfig:
                 continue
             else:
                 raise ValueError(f"{name} with {key}={value!r} is not supported; the key is unknown.")
-        return cls(**{**values, "scheduler": name})
+        return cls(**{**checked(cls, values), "scheduler": name})
 
     def to_dict(self) -> dict[str, Any]:
         """A `scheduler_config.json` that says the same, in the keys that its scheduler knows."""

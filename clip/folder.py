@@ -27,17 +27,26 @@ ACTIVATION_NAMES: dict[str, Activation] = {
     "relu": "relu",
 }
 Module = TypeVar("Module", bound=nn.Module)
+CALLS = 20  # of PyTorch, for every tensor of a file, at most, to build its network; about six are made
 
 
 class Undrawn(TorchFunctionMode):
     """Networks built inside keep their weights as they are allocated: those of a file will replace them.
 
     It goes with the meta device, which allocates nothing, but which would import PyTorch's compiler, several
-    seconds' work, to draw normal numbers that do not exist.
+    seconds' work, to draw normal numbers that do not exist. A configuration can ask for a billion layers: raises
+    ValueError when PyTorch was called more often than a network of `tensors` tensors could need.
     """
+
+    def __init__(self, tensors: int) -> None:
+        super().__init__()
+        self.calls = CALLS * (tensors + CALLS)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.calls -= 1
+        if self.calls < 0:
+            raise ValueError("its config.json asks for more layers than there are weights for")
         if getattr(function, "__module__", None) == nn.init.__name__:
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return function(*args, **kwargs)

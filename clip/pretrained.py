@@ -111,7 +111,7 @@ def text_encoder_of(
     config: TextConfig, state: State, folder: Path, dtype: torch.dtype | None = None
 ) -> TextEncoder:
     """A text encoder of its own weights."""
-    with Undrawn(), torch.device("meta"):
+    with Undrawn(len(state)), torch.device("meta"):
         encoder = TextEncoder(config)
     return load(encoder, state, folder, dtype)
 
@@ -131,7 +131,7 @@ def clip_from_folder(folder: str | Path) -> CLIP:
     else:
         text, image = _transformers_configs(folder)
         state = from_transformers(read_weights(folder / WEIGHTS))
-    with Undrawn(), torch.device("meta"):
+    with Undrawn(len(state)), torch.device("meta"):
         clip = CLIP(TextEncoder(text), ImageEncoder(image))
     return load(clip, state, folder)
 

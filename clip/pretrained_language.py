@@ -47,7 +47,7 @@ def language_model_from_folder(folder: str | Path) -> LanguageModel:
         state.pop("head.weight", None)  # some files hold the same table twice
     elif config.head == "untied" and "head.weight" not in state:
         config = replace(config, head="none")
-    with Undrawn(), torch.device("meta"):
+    with Undrawn(len(state)), torch.device("meta"):
         model = LanguageModel(config)
     return load(model, state, folder).eval()
 

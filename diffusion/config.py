@@ -58,6 +58,8 @@ def checked(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
     types = get_type_hints(config)
     found = {key: _frozen(value) for key, value in values.items()}
     for key, value in found.items():
+        if key not in types:
+            raise ValueError(f"{key!r:.60} is none of its keys, {', '.join(types)}.")
         if not _fits(value, types[key]):
             raise ValueError(f"{key} is {value!r:.60}; expected {_said(types[key])}.")
     return found

@@ -17,7 +17,7 @@ from torch import Tensor
 from clip.tokenizer import Tokenizer
 from diffusion.files import PICKLES
 from diffusion.model import Model
-from diffusion.weights import Safetensors, read_weights
+from diffusion.weights import Safetensors, read_weights, shown
 
 SAFE = ".safetensors"
 XL = ("clip_l", "clip_g")  # the tensors of a file for two text encoders, in their order
@@ -108,10 +108,14 @@ class Embeddings:
         file, encoders = Safetensors(path), self.model.text_encoders
         tensors = read_weights([file], torch.float32)
         names = [name for name in XL if name in tensors] or list(tensors)
+        for name in names:
+            if not tensors[name].is_floating_point() or not tensors[name].numel():
+                raise ValueError(f"{path} has {shown(name)} as {tensors[name].dtype}; expected floating-point numbers.")
         if len(names) != len(encoders):
             expected = "clip_l and clip_g" if len(encoders) > 1 else "one tensor"
-            raise ValueError(f"{path} has {' and '.join(names) or 'nothing'}; this model reads {expected}.")
-        vectors = tuple(tensors[name].reshape(-1, tensors[name].shape[-1]) for name in names)
+            has = " and ".join(map(shown, names[:3])) or "nothing"
+            raise ValueError(f"{path} has {has}; this model reads {expected}.")
+        vectors = tuple(torch.atleast_2d(tensors[name]).flatten(0, -2) for name in names)
         for tensor, encoder in zip(vectors, encoders, strict=True):
             if tensor.shape[1] != encoder.config.width:
                 raise ValueError(

@@ -2,10 +2,11 @@
 
 A folder may come from anyone: weights are safetensors, and no configuration can ask for code to be run. Where it has
 a file SHA256SUMS, as `sha256sum` writes it and every folder saved here has, each file that is read must be the one
-that is named there: one flipped bit, and the model is refused.
+that is named there: one flipped bit, and the model is refused. No link leads out of the folder.
 """
 
 import hashlib
+import os
 import posixpath
 import re
 from collections.abc import Sequence
@@ -15,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.weights import Safetensors, read_weights, strict_json
+from diffusion.weights import Safetensors, read_weights, shown, strict_json
 
 SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 RUNS_CODE = {"auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code"}
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 WHOLE = "fetch or save the model again, whole"
+STEMS = {"model", "diffusion_pytorch_model"}  # of weights, as transformers and diffusers name them
+CONFIG_CAP = 4_000_000  # bytes; the largest files that are read whole are tokenizers', of two million
 
 
 class Files:
@@ -29,6 +32,7 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        _check_links(root)
         self.sums = read_sums(root / SUMS) if (root / SUMS).is_file() else None
         self.hashes: dict[str, str] = {}  # of the weight files that were read, by name
 
@@ -36,6 +40,8 @@ class Files:
         """Whether a file is there that may be missing. One that SHA256SUMS names may not be."""
         if (self.root / name).is_file():
             return True
+        if os.path.lexists(self.root / name):
+            raise ValueError(f"{self.root / name} is not a file; {WHOLE}.")
         if self.sums and name in self.sums:
             raise ValueError(f"{self.root} has no {name}, which its {SUMS} names; {WHOLE}.")
         return False
@@ -45,9 +51,19 @@ class Files:
         path = self.root / name
         if not path.is_file():
             raise ValueError(f"{path.parent} has no {path.name}; {WHOLE}.")
-        data = path.read_bytes()
+        data = _read(path)
         self.verify(name, hashlib.sha256(data).hexdigest())
         return _config(data, path)
+
+    def check(self, part: str) -> None:
+        """Raises ValueError for what is seen at once to be wrong: before anything large is read, or built."""
+        here = {path.relative_to(self.root).as_posix() for path in (self.root / part).iterdir()}
+        for name in sorted(here | {name for name in self.sums or () if name.startswith(f"{part}/")}):
+            path = self.root / name
+            if path.suffix == ".json" and self.has(name):
+                self.config(name)
+            if path.suffix == ".safetensors" and path.stem in STEMS and self.has(name):
+                Safetensors(path)
 
     def weights(self, part: str, stem: str) -> list[Safetensors]:
         """The weight files of a part, still unread: one, or the shards that an index names.
@@ -76,7 +92,7 @@ class Files:
         shards = sorted(set(places.values()))
         for name in shards:
             if Path(name).name != name or not (path.parent / name).is_file():
-                raise ValueError(f"{path} names a file {name!r}, which does not lie beside it; {WHOLE}.")
+                raise ValueError(f"{path} names a file {shown(name)}, which does not lie beside it; {WHOLE}.")
         return shards
 
     def read(self, files: Sequence[Safetensors], dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -106,7 +122,21 @@ class Files:
 
 def read_config(path: Path) -> dict[str, Any]:
     """What `Files.config` reads, of a file that nothing verifies."""
-    return _config(path.read_bytes(), path)
+    return _config(_read(path), path)
+
+
+def _read(path: Path) -> bytes:
+    if (size := path.stat().st_size) > CONFIG_CAP:
+        raise ValueError(f"{path} has {size} bytes, more than any configuration; {WHOLE}.")
+    return path.read_bytes()
+
+
+def _check_links(root: Path) -> None:
+    """Raises ValueError where a link leads out of a folder. The Hub's cache keeps files beside a model's folders."""
+    home = next((folder.parent for folder in root.parents if folder.name == "snapshots"), root).resolve()
+    for path in root.rglob("*"):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+            raise ValueError(f"{path} is a link out of the model's folder; put the file itself there.")
 
 
 def _config(data: bytes, path: Path) -> dict[str, Any]:
@@ -124,7 +154,7 @@ def sha256(path: Path) -> str:
 def read_sums(path: Path) -> dict[str, str]:
     """Name => SHA-256. Raises ValueError unless every line is one of `sha256sum`'s."""
     sums = {}
-    for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), start=1):
+    for number, line in enumerate(_read(path).decode("utf-8", "replace").splitlines(), start=1):
         match = LINE.fullmatch(line)
         if match is None or match[2] in sums:
             raise ValueError(f"{path} is damaged in line {number}; {WHOLE}.")

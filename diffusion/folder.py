@@ -26,18 +26,18 @@ from torch import nn
 
 from clip.folder import Undrawn
 from clip.pretrained import save_text_encoder, text_encoder_from_weights
-from clip.text import TextEncoder
+from clip.text import TextConfig, TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
 from diffusion.conditioning import PLAIN, XL, Reading
-from diffusion.config import DIFFUSERS_VERSION
+from diffusion.config import DIFFUSERS_VERSION, checked
 from diffusion.durable import write_atomically
 from diffusion.files import SUMS, WHOLE, Files, format_sums, sums_of
 from diffusion.model import Defaults, Model
 from diffusion.noise import Noise
 from diffusion.schedulers import SCHEDULERS, NoiseConfig
 from diffusion.unet import UNet, UNetConfig
-from diffusion.weights import check_weights, shapes, write_safetensors
+from diffusion.weights import check_weights, sentence, shapes, shown, write_safetensors
 
 INDEX, DEFAULTS = "model_index.json", "generation_config.json"
 WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"  # .safetensors
@@ -70,13 +70,16 @@ def load_folder(root: Path, dtype: torch.dtype | None, others: torch.dtype | Non
     """Reads a model folder: the U-Net in `dtype`, the other networks in `others`; None is as they are stored."""
     files = Files(root)
     index, parts = _read_index(files)
+    for part in sorted(parts & PARTS.keys()):
+        if not part.startswith("tokenizer"):  # checked where they are read: they come first, and cost the most
+            files.check(part)
     two = "text_encoder_2" in parts
+    noise, said = load_noise(files, "scheduler"), _read_defaults(files)
     tokenizers = [load_tokenizer(files, f"tokenizer{n}") for n in ("", "_2")[: 1 + two]]
     text_encoders = [load_text_encoder(files, f"text_encoder{n}", others) for n in ("", "_2")[: 1 + two]]
-    unet = load_unet(files, "unet", dtype)
     autoencoder = load_autoencoder(files, "vae", others) if "vae" in parts else PixelSpace()
-    noise = load_noise(files, "scheduler")
-    defaults = _load_defaults(files, Defaults(sampler=noise.config.sampler, size=picture_size(unet, autoencoder)))
+    unet = load_unet(files, "unet", dtype)
+    defaults = replace(Defaults(sampler=noise.config.sampler, size=picture_size(unet, autoencoder)), **said)
     reading = replace(XL, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True))) if two else PLAIN
     return Model(
         tuple(tokenizers), tuple(text_encoders), unet, autoencoder, noise, defaults, root, name, files.hashes, reading
@@ -90,8 +93,7 @@ def picture_size(unet: UNet, autoencoder: Autoencoder | PixelSpace) -> int:
 
 def load_tokenizer(files: Files, part: str = "") -> Tokenizer:
     files.verify_all(part)
-    if files.has(join(part, "tokenizer_config.json")):
-        files.config(join(part, "tokenizer_config.json"))
+    files.check(part)
     with faults_of(files.root / part):
         return Tokenizer.from_folder(files.root / part)
 
@@ -99,8 +101,10 @@ def load_tokenizer(files: Files, part: str = "") -> Tokenizer:
 def load_text_encoder(files: Files, part: str = "", dtype: torch.dtype | None = torch.float32) -> TextEncoder:
     folder, config = files.root / part, files.config(join(part, "config.json"))
     weights = files.read(files.weights(part, TEXT_WEIGHTS), dtype)
-    with faults_of(folder), Undrawn():
-        return text_encoder_from_weights(config, weights, folder).eval()
+    with faults_of(folder):
+        encoder = text_encoder_from_weights(config, weights, folder).eval()
+        checked(TextConfig, asdict(encoder.config))
+        return encoder
 
 
 def load_unet(files: Files, part: str = "", dtype: torch.dtype | None = torch.float32) -> UNet:
@@ -192,15 +196,17 @@ def _read_index(files: Files) -> tuple[dict[str, Any], set[str]]:
     index = files.config(INDEX)
     if index.get("requires_aesthetics_score"):
         raise ValueError(f"{folder} is XL's refiner, which finishes another model's pictures; give the base model.")
-    if (name := index.get("_class_name")) not in PIPELINES:
-        raise ValueError(f"{folder} is a model for {name}; only those of Stable Diffusion 1.x, 2.x and XL are read.")
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in PIPELINES:
+        known = "only those of Stable Diffusion 1.x, 2.x and XL are read"
+        raise ValueError(f"{folder} is a model for {name!s:.80}; {known}.")
     named = {part: value for part, value in index.items() if isinstance(value, list)}
     parts = {part: value for part, value in named.items() if value != [None, None]}
     for part, value in parts.items():
         library, classes = PARTS.get(part, ("", ()))
         if part not in UNREAD and value not in [[library, name] for name in classes]:
             expected = f"expected {' or '.join(classes)} of {library}" if classes else "no such part is known"
-            raise ValueError(f"{folder} has as its {part} {'.'.join(map(str, value))}; {expected}.")
+            raise ValueError(f"{folder} has as its {shown(part)} {'.'.join(map(str, value)):.80}; {expected}.")
     optional = {"vae"} if "text_encoder_2" in parts else {"vae", "tokenizer_2", "text_encoder_2"}
     for part in PARTS:
         if part not in parts and part not in optional:
@@ -210,14 +216,16 @@ def _read_index(files: Files) -> tuple[dict[str, Any], set[str]]:
     return index, set(parts)
 
 
-def _load_defaults(files: Files, otherwise: Defaults) -> Defaults:
-    if not files.has(DEFAULTS):
-        return otherwise
-    said, known = files.config(DEFAULTS), [field.name for field in fields(Defaults)]
+def _read_defaults(files: Files) -> dict[str, Any]:
+    """What a folder's generation_config.json says, if it has one."""
+    said = files.config(DEFAULTS) if files.has(DEFAULTS) else {}
+    known = [field.name for field in fields(Defaults)]
     for name in said:
         if name not in known:
-            raise ValueError(f"{files.root / DEFAULTS} has no setting {name!r}; it takes {', '.join(known)}.")
-    return replace(otherwise, **said)
+            path = files.root / DEFAULTS
+            raise ValueError(f"{path} has no setting {shown(name)!r}; it takes {', '.join(known)}.")
+    with faults_of(files.root / DEFAULTS):
+        return checked(Defaults, said)
 
 
 def _load_network(
@@ -228,8 +236,8 @@ def _load_network(
     names: dict[str, str] | None = None,
 ) -> N:
     """`names` are parts of names in the file, and what stands for them in the network."""
-    config = files.config(join(part, "config.json"))
-    with faults_of(files.root / part), Undrawn(), torch.device("meta"):
+    config, stored = files.config(join(part, "config.json")), files.weights(part, WEIGHTS)
+    with faults_of(files.root / part), Undrawn(len(shapes(stored))), torch.device("meta"):
         network = build(config)
 
     def ours(name: str) -> str:
@@ -237,7 +245,6 @@ def _load_network(
             name = name.replace(old, new)
         return name
 
-    stored = files.weights(part, WEIGHTS)
     check_weights(network, {ours(name): entry for name, entry in shapes(stored).items()}, stored[0].path)
     network.load_state_dict({ours(name): w for name, w in files.read(stored, dtype).items()}, assign=True)
     return network.eval()
@@ -255,8 +262,8 @@ def faults_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(said if said.startswith(str(path)) else f"{path}: {said}") from error
+        said = sentence(error)
+        raise ValueError(f"{said}." if said.startswith(str(path)) else f"{path}: {said}.") from error
 
 
 def _json(values: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ it is run or fetched.
 
 import inspect
 import math
+import re
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion.files import PICKLES, read_config, sha256
+from diffusion.files import PICKLES, Files, read_config, sha256
 from diffusion.folder import PIPELINES
 from diffusion.metadata import describe
 from diffusion.pipeline import Picture, Progress, Report
@@ -39,6 +40,7 @@ ARGUMENTS = {
     "height": "height",
 }
 OURS_ALONE = ("prompt_syntax", "template", "negative_template")  # it is we who draw prompts from templates
+KIND = re.compile(r"[A-Z]\w*Pipeline")  # nothing else is worth the time that it takes to ask diffusers
 LIBRARIES = ("diffusers", "transformers")
 NEEDED = {"prompt", "generator", "num_inference_steps", "output_type"}
 FIXED = {
@@ -208,8 +210,8 @@ def foreign_kind(folder: Path) -> str | None:
     """The class of diffusers' that a model folder names, where it is none of those that are built here."""
     if not (folder / "model_index.json").is_file():
         return None
-    kind = str(read_config(folder / "model_index.json").get("_class_name"))
-    return None if kind in PIPELINES else kind
+    kind = Files(folder).config("model_index.json").get("_class_name")
+    return kind if isinstance(kind, str) and KIND.fullmatch(kind) and kind not in PIPELINES else None
 
 
 def _load(model: ForeignModel, dtype: torch.dtype) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from clip.pretrained import to_transformers
 from diffusion.model import Model
 from diffusion.original import original_name, original_names
-from diffusion.weights import Safetensors, strict_json
+from diffusion.weights import Safetensors, shown, strict_json
 
 KEPT = 8  # files
 NOTES = "lora_adapter_metadata"  # where peft says how its terms are scaled
@@ -77,11 +77,15 @@ def _read(path: Path, changed: int, size: int) -> LoraFile:
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         name = key.replace(".processor.", ".")
         if match := ALPHA.fullmatch(name):
+            if tensor.numel() != 1:
+                raise ValueError(f"{path} is damaged: {shown(key)} is not one number; fetch it again.")
             alphas[match["layer"]] = float(tensor)
         elif match := WEIGHT.fullmatch(name):
+            if not tensor.is_floating_point():
+                raise ValueError(f"{path} has {shown(key)} as {tensor.dtype}; expected floating-point numbers.")
             sides[match["layer"]]["down" if match["side"] in ("A", "down") else "up"] = tensor.float()
         else:
-            kind = next((kind for part, kind in OTHERS.items() if part in key), f"no LoRA: it has {key}")
+            kind = next((kind for part, kind in OTHERS.items() if part in key), f"no LoRA: it has {shown(key)}")
             raise ValueError(f"{path} is {kind}; only plain LoRA files are read here.")
     if not sides:
         raise ValueError(f"{path} is empty; it changes no layer.")
@@ -94,7 +98,7 @@ def _read(path: Path, changed: int, size: int) -> LoraFile:
                 scale = _scale(layer, rank, alphas.get(layer), notes)
                 terms[layer] = Term(pair["down"], pair["up"].flatten(1), scale)
             case _:
-                raise ValueError(f"{path} is damaged: {layer} has {shapes}, which are no two matrices; fetch it again.")
+                raise ValueError(f"{path} is damaged: {shown(layer)} has {shapes}, no two matrices; fetch it again.")
     return LoraFile(terms, str(file.sha256), digest.hexdigest())
 
 

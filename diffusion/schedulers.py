@@ -265,7 +265,7 @@ class NoiseConfig:
         values: dict[str, Any] = {}
         for key, value in {**scheduler.defaults, **config}.items():
             if key in known:
-                values |= {} if value is None else {key: value}
+                values |= {} if value is None and isinstance(getattr(cls, key), bool) else {key: value}
             elif key in scheduler.accepts:
                 _one_of(f"{key} of {name}", value, scheduler.accepts[key])
             elif key in _HONOURED:

@@ -25,6 +25,7 @@ from clip.pretrained import from_transformers, text_encoder_of, to_transformers
 from clip.text import TextConfig, TextEncoder
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
 from diffusion.conditioning import PLAIN, SIZES, XL, Reading
+from diffusion.config import checked
 from diffusion.folder import faults_of
 from diffusion.model import Defaults, Model
 from diffusion.noise import Noise
@@ -98,7 +99,7 @@ def load_single_file(
     with faults_of(path):
         texts = [_text_config(prefix, entries[prefix], said, n) for n, prefix in enumerate(kind.text)]
         tokenizers = find_tokenizers(path, texts, [prefix in OPEN_CLIPS for prefix in kind.text], tokenizer)
-        with Undrawn(), torch.device("meta"):
+        with Undrawn(len(file.entries)), torch.device("meta"):
             unet = UNet(_unet_config(kind, entries[UNET], said, texts[-1]))
             vae = Autoencoder(_vae_config(kind, entries[VAE], said)) if entries[VAE] else None
         places = {UNET: Place(unet, original_names(unet.config))}
@@ -114,7 +115,7 @@ def load_single_file(
                 wanted = dtype if prefix == UNET else others
                 whole = wanted is None or not tensor.is_floating_point()
                 state[name.removeprefix(prefix)] = tensor if whole else tensor.to(wanted)
-    with faults_of(path), Undrawn():
+    with faults_of(path), Undrawn(len(file.entries)):
         for prefix, place in places.items():
             place.fill(states.pop(prefix))
         encoders = [
@@ -125,8 +126,8 @@ def load_single_file(
         if kind is SD2 and not said and noise.config.prediction_type == "v_prediction":
             unet.config = replace(unet.config, sample_size=SD2_V_SAMPLE_SIZE)
         size = (unet.config.sample_size or kind.sample_size) * (FACTOR if vae is None else vae.factor)
-        defaults = replace(Defaults(size=size), **said.get("defaults", {}))
-        reading = replace(kind.reading, **said.get("reading", {}))
+        defaults = replace(Defaults(size=size), **checked(Defaults, said.get("defaults", {})))
+        reading = replace(kind.reading, **checked(Reading, said.get("reading", {})))
     assert file.sha256 is not None
     hashes = {path.name: file.sha256}
     autoencoder = PixelSpace() if vae is None else vae
@@ -145,7 +146,7 @@ def load_single_autoencoder(
     entries = under(file.entries, prefix)
     if "decoder.mid.block_1.conv1.weight" not in entries:
         raise ValueError(f"{path} has no autoencoder in the original layout; name a file or a folder that has one.")
-    with faults_of(path), Undrawn(), torch.device("meta"):
+    with faults_of(path), Undrawn(len(entries)), torch.device("meta"):
         network = Autoencoder(_vae_config(replace(SD1, scaling_factor=scaling_factor), entries, _said(file)))
     place = Place(network, autoencoder_names(network.config))
     place.check(entries, path)
@@ -272,7 +273,7 @@ def _text_state(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _text_config(prefix: str, entries: Mapping[str, Entry], said: Mapping[str, Any], number: int) -> TextConfig:
     if "text_encoders" in said:
-        return TextConfig(**said["text_encoders"][number])
+        return TextConfig(**checked(TextConfig, said["text_encoders"][number]))
     state = {name: torch.empty(entry.shape, device="meta") for name, entry in entries.items()}
     named = _text_state(prefix, state)
     return text_config({name: tuple(weight.shape) for name, weight in named.items()}, prefix not in OPEN_CLIPS)

@@ -9,6 +9,7 @@ key given twice, boundless metadata) or would report in its own terms (a pickle 
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 
 from diffusion.durable import aside
 
-HEADER_CAP = 100_000_000  # bytes; the format's own limit
+HEADER_CAP = 2_000_000  # bytes; the format allows 100 MB, the largest models have half of one
 METADATA_CAP = 1_000_000  # bytes
+SHOWN = 100  # characters of a name in a sentence
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -52,6 +54,8 @@ class Safetensors:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError(f"{path} is not a file; only safetensors files are read here.")
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(512)
@@ -64,17 +68,17 @@ class Safetensors:
             raise ValueError(f"{path} is cut short: its header has {length} bytes, it {size}; fetch it again.")
         tensors = strict_json(self._header[8:], f"{path}: the header")
         self.metadata: dict[str, str] = tensors.pop("__metadata__", {})
-        if not isinstance(self.metadata, dict) or len(json.dumps(self.metadata)) > METADATA_CAP:
+        texts = isinstance(self.metadata, dict) and all(isinstance(text, str) for text in self.metadata.values())
+        if not texts or len(json.dumps(self.metadata)) > METADATA_CAP:
             raise ValueError(f"{path} has metadata of another form, or more than {METADATA_CAP} bytes of them.")
 
-        entries = {name: _entry(said, f"{path} is damaged: {name}") for name, said in tensors.items()}
+        entries = {name: _entry(said, f"{path} is damaged: {shown(name)}") for name, said in tensors.items()}
         self.entries = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
         end = 0
         for name, entry in self.entries.items():
             if entry.begin != end:
-                raise ValueError(
-                    f"{path} is damaged: {name} starts at byte {entry.begin}, not {end}; fetch it again."
-                )
+                begins = f"{shown(name)} starts at byte {entry.begin}, not {end}"
+                raise ValueError(f"{path} is damaged: {begins}; fetch it again.")
             end = entry.end
         if (described := 8 + length + end) != size:
             what = "cut short" if described > size else "damaged"
@@ -91,7 +95,10 @@ class Safetensors:
                 if file.readinto(data.numpy().data) != len(data):
                     raise ValueError(f"{self.path} was cut short while it was read; fetch it again.")
                 digest.update(data.numpy().data)
-                yield name, data.view(entry.dtype).view(entry.shape)
+                tensor = data.view(entry.dtype).view(entry.shape)
+                if not _finite(tensor):
+                    raise ValueError(f"{self.path} is damaged: {shown(name)} holds what is no number; fetch it again.")
+                yield name, tensor
         self.sha256 = digest.hexdigest()
 
 
@@ -110,7 +117,7 @@ def shapes(files: Iterable[Safetensors]) -> dict[str, Entry]:
     for file in files:
         for name, entry in file.entries.items():
             if name in entries:
-                raise ValueError(f"{file.path} has {name}, which another file of the same weights has, too.")
+                raise ValueError(f"{file.path} has {shown(name)}, which another file of the same weights has, too.")
             entries[name] = entry
     return entries
 
@@ -120,14 +127,21 @@ def check_weights(network: nn.Module, found: Mapping[str, Entry | Tensor], where
     expected = network.state_dict()
     for name, parameter in expected.items():
         if name not in found:
-            raise ValueError(f"{where} has no {name}, which its config.json asks for.")
+            raise ValueError(f"{where} has no {shown(name)}, which its config.json asks for.")
         if tuple(found[name].shape) != tuple(parameter.shape):
             shape, asked = list(found[name].shape), list(parameter.shape)
             raise ValueError(f"{where} has {name} of shape {shape}; its config.json asks for {asked}.")
         if not found[name].dtype.is_floating_point:
             raise ValueError(f"{where} has {name} as {found[name].dtype}; expected floating-point numbers.")
     if unknown := sorted(set(found) - set(expected)):
-        raise ValueError(f"{where} has {unknown[0]}, which its config.json does not ask for.")
+        raise ValueError(f"{where} has {shown(unknown[0])}, which its config.json does not ask for.")
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    tensor = tensor.half() if tensor.itemsize == 1 else tensor
+    return all(math.isfinite(end) for end in torch.stack(tensor.aminmax()).tolist())
 
 
 def _entry(said: Any, what: str) -> Entry:
@@ -167,17 +181,27 @@ def strict_json(data: bytes, where: str) -> dict[str, Any]:
     """A JSON object in which no key is given twice. Raises ValueError, naming `where`, for anything else."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, value in items:
-            if key in values:
-                raise ValueError(f"the key {key!r} is given twice")
-            values[key] = value
+        values = dict(items)
+        if len(values) < len(items):
+            (twice, _), *_ = Counter(key for key, _ in items).most_common(1)
+            raise ValueError(f"the key {shown(twice)!r} is given twice")
         return values
 
     try:
-        values = json.loads(data, object_pairs_hook=pairs)
+        values = json.loads(data.decode(), object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid JSON: {error}.") from None
+        raise ValueError(f"{where} is not valid JSON: {sentence(error)}.") from None
     if not isinstance(values, dict):
         raise ValueError(f"{where} is not a JSON object.")
     return values
+
+
+def shown(name: str) -> str:
+    """A name out of a file, as it can stand in a sentence."""
+    return name if name.isprintable() and len(name) <= SHOWN else f"{name[:SHOWN]!r}"
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception says, of whatever length and form, as the middle of a sentence."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= 3 * SHOWN else f"{text[: 3 * SHOWN]} ..."

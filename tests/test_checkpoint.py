@@ -95,7 +95,7 @@ def test_attention_of_stable_diffusion_1_has_old_names(folder: Path) -> None:
     load_model(folder)
 
 
-def test_missing_parts_are_named(folder: Path) -> None:
+def test_missing_parts_are_named(folder: Path, tiny_model: Path) -> None:
     (folder / "scheduler" / "scheduler_config.json").unlink()
     assert "scheduler_config.json" in refused(folder)
     shutil.rmtree(folder / "scheduler")
@@ -104,7 +104,7 @@ def test_missing_parts_are_named(folder: Path) -> None:
     assert "names no scheduler" in refused(folder)
     (folder / UNET).unlink()
     edit(folder / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
-    (folder / "scheduler").mkdir()
+    shutil.copytree(tiny_model / "scheduler", folder / "scheduler")
     assert "no diffusion_pytorch_model.safetensors" in refused(folder)
 
 

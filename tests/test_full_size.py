@@ -37,7 +37,7 @@ def randomized(network: nn.Module) -> nn.Module:
 
 @pytest.mark.slow
 def test_stable_diffusion_1_5_is_the_one_of_diffusers(tmp_path: Path) -> None:
-    with Undrawn():
+    with Undrawn(2000):
         text = randomized(TextEncoder(TextConfig()))
         unet = randomized(UNet(UNetConfig(sample_size=64, cross_attention_dim=768)))
         levels = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512}

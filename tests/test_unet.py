@@ -187,7 +187,7 @@ def test_defaults_are_those_of_diffusers():
     ({"addition_embed_type": "text_time"}, "addition_time_embed_dim=None"),
     ({"dual_cross_attention": True}, "dual_cross_attention=True"),
     ({"cross_attention_dim": None}, "cross_attention_dim is None"),
-    ({"cross_attention_dim": [12, 12]}, r"cross_attention_dim=\(12, 12\)"),
+    ({"cross_attention_dim": [12, 12]}, r"cross_attention_dim is \(12, 12\)"),
     ({"transformer_layers_per_block": [[1], [1]]}, "transformer_layers_per_block"),
     ({"attention_head_dim": 3}, "number of heads"),
     ({"attention_head_dim": [1, 2, 3]}, "3 values"),

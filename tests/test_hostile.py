@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.damage import HEADERS, PLACES, others
+from benchmarks.deeds import HEADERS, PLACES, others
 from clip.folder import Undrawn
 from clip.text import TextConfig, TextEncoder
 from clip.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def test_a_thousand_damaged_files(speck: Path, tmp_path: Path) -> None:
     assert {f"weights: {kind}" for kind in HEADERS} < kinds.keys()
     assert {f"another file: {kind}" for kind in others(tmp_path)} < kinds.keys()
     assert {f"no file: {kind}" for kind in PLACES} < kinds.keys()
-    assert sum(count for kind, count in kinds.items() if kind.startswith("accident")) > 100
+    assert sum(count for kind, count in kinds.items() if kind.startswith("accident")) > 80
     assert len({outcome["file"] for outcome in outcomes}) > 12
     load_model(speck)  # which was left alone
 

@@ -41,13 +41,15 @@ def describe(
 
     `libraries` are those that had a part in it, besides torch; `more` are further fields of `parameters`.
     """
-    said = {
+    said: dict[str, Any] = {
         "request": to_json(request),
         "model": {"name": model.name, "weights": model.hashes},
         "versions": {"oboro": VERSION, "torch": str(torch.__version__), **{name: version(name) for name in libraries}},
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
+    if device.type == "cpu":  # its kernels, and the threads that share a sum, decide in which order that is taken
+        said |= {"processor": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     network = next((name for name in model.hashes if name.startswith(NETWORKS)), next(iter(model.hashes)))
     # `RNG: CPU` is what that program calls noise that is drawn on the CPU, as all of ours is.
     fields = {

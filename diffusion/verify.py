@@ -5,7 +5,8 @@ import io
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from diffusion.texts import read_texts
 COMMAND = "python -m diffusion.verify"
 TOLERANCE = 50.0  # dB, and
 STEPS = 8  # of 255: what rounding in another order, on another processor or by another release, comes to
+MOST_THREADS = 256
 EXAMPLES = f"""examples:
   python -m diffusion.verify outputs/*.png
   python -m diffusion.verify picture.jpg --model path/to/folder --json
@@ -118,7 +120,8 @@ def verify(path: Path, args: argparse.Namespace, opened: dict[tuple[str, ...], A
     # By their names: what their files are here is to be seen in the differences.
     request = replace(request, loras=tuple(lora._replace(sha256=None) for lora in request.loras), embeddings=())
     pipeline = _open(then, args, opened)
-    (again,) = pipeline.generate([request])
+    with _threads(then.get("threads")):
+        (again,) = pipeline.generate([request])
     with Image.open(io.BytesIO(again.file(format))) as image:  # what the format loses, it lost then as well
         made = image.convert("RGB")
     because = differences(then, record_of(again.texts))
@@ -173,6 +176,17 @@ def _open(then: Mapping[str, Any], args: argparse.Namespace, opened: dict[tuple[
             vae=args.vae, prediction_type=args.prediction_type, tokenizer=args.tokenizer,
         )  # fmt: skip
     return opened[key]
+
+
+@contextmanager
+def _threads(recorded: Any) -> Iterator[None]:
+    """Inside, PyTorch has as many threads as a picture was made with, of however many processors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(recorded if type(recorded) is int and 0 < recorded <= MOST_THREADS else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_here(name: str, weights: Mapping[str, str]) -> None:

@@ -53,6 +53,23 @@ def test_identical(picture: Callable[..., Path], tiny_model: Path, capfd: pytest
     assert out.splitlines() == [f"{path}: identical." for path in paths]
 
 
+def test_as_many_threads_as_then(
+    picture: Callable[..., Path], tiny_model: Path, capfd: pytest.CaptureFixture
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        path = picture("a.png", "--size", "128", "--steps", "2")
+        assert json.loads(read_texts(path.read_bytes())["oboro"])["threads"] == 2
+        torch.set_num_threads(1)
+        assert verify(capfd, path, "--model", tiny_model)[:2] == (0, f"{path}: identical.\n")
+        assert torch.get_num_threads() == 1
+        _, out, _ = verify(capfd, rewrite(path, threads="many"), "--model", tiny_model)
+        assert "threads was many and is 1 here" in out
+    finally:
+        torch.set_num_threads(before)
+
+
 def brighter(by: int) -> Callable[[Image.Image], Image.Image]:
     """One number of one pixel, by so much."""
 

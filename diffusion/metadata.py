@@ -36,14 +36,17 @@ def describe(
     dtype: torch.dtype,
     libraries: Iterable[str] = (),
     more: Mapping[str, str] | None = None,
+    prediction_type: str | None = None,
 ) -> dict[str, str]:
     """The texts of a picture, by name.
 
-    `libraries` are those that had a part in it, besides torch; `more` are further fields of `parameters`.
+    `libraries` are those that had a part in it, besides torch; `more` are further fields of `parameters`;
+    `prediction_type` is what the network was taken to predict, which can be told to a model when it is opened.
     """
     said: dict[str, Any] = {
         "request": to_json(request),
-        "model": {"name": model.name, "weights": model.hashes},
+        "model": {"name": model.name, "weights": model.hashes}
+        | ({} if prediction_type is None else {"prediction_type": prediction_type}),
         "versions": {"oboro": VERSION, "torch": str(torch.__version__), **{name: version(name) for name in libraries}},
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -192,7 +192,11 @@ class Pipeline:
     def describe(self, request: Resolved) -> dict[str, str]:
         more = self.model.describe() | self.adapters.describe(request.loras)
         more |= describe_embeddings(request.embeddings)
-        return describe(request, self.model, self.device, self.dtype, more=more)
+        if (vae := self.model.vae) is not None:
+            (hash,) = (sum for name, sum in self.model.hashes.items() if name.startswith("vae/"))
+            more = {"VAE hash": hash[:10], "VAE": vae.name} | more
+        prediction_type = self.model.noise.config.prediction_type
+        return describe(request, self.model, self.device, self.dtype, more=more, prediction_type=prediction_type)
 
     def evaluations(self, request: Resolved) -> int:
         """How often the network will be evaluated: counted on a sampling of a single number."""

@@ -80,8 +80,9 @@ def arguments() -> argparse.ArgumentParser:
     add("pictures", nargs="+", type=Path, metavar="PICTURE", help="PNG, JPEG or WebP files")
     add("--model", help="a folder or a single file, in place of the model that is recorded by its name")
     add("--vae", type=Path, metavar="PATH", help="the autoencoder that it was made with, where it was not the model's")
-    add("--prediction-type", choices=sorted(PREDICTION_TYPES), help="as it was given then")
+    add("--prediction-type", choices=sorted(PREDICTION_TYPES), help="in place of what is recorded")
     add("--tokenizer", type=Path, metavar="FOLDER", help="a single file's vocabulary, where it is not CLIP's")
+    add("--allow-download", action="store_true", help="fetch a model of the Hugging Face Hub that is not in its cache")
     add("--file", nargs="+", type=Path, default=[], help="images and masks that a request began with, in any order")
     add("--loras", type=Path, metavar="FOLDER", help="where the LoRAs are that a picture was made with")
     add("--embeddings", type=Path, metavar="FOLDER", help="where the textual inversions are")
@@ -167,13 +168,14 @@ def _open(then: Mapping[str, Any], args: argparse.Namespace, opened: dict[tuple[
     if dtype not in DTYPES:
         raise ValueError(f"It was made in {dtype!r}; expected one of {', '.join(DTYPES)}.")
     device = "cpu" if args.device == "auto" and then.get("device", "cpu") == "cpu" else args.device
-    key = (args.model or name, dtype, device)
+    prediction = args.prediction_type or then["model"].get("prediction_type")
+    key = (name, dtype, device, str(prediction))
     if key not in opened:
         if args.model is None:
-            _check_here(name, then["model"]["weights"])
+            _check_here(name, then["model"]["weights"], args.allow_download)
         opened[key] = open_pipeline(
-            key[0], find_device(device), getattr(torch, dtype), args.loras, args.embeddings,
-            vae=args.vae, prediction_type=args.prediction_type, tokenizer=args.tokenizer,
+            args.model or name, find_device(device), getattr(torch, dtype), args.loras, args.embeddings,
+            vae=args.vae, prediction_type=prediction, tokenizer=args.tokenizer, allow_download=args.allow_download,
         )  # fmt: skip
     return opened[key]
 
@@ -189,14 +191,14 @@ def _threads(recorded: Any) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_here(name: str, weights: Mapping[str, str]) -> None:
+def _check_here(name: str, weights: Mapping[str, str], allow_download: bool) -> None:
     try:
-        find_model(name)
+        find_model(name, allow_download)
     except ValueError:
         hashes = ", ".join(f"{file} {sum[:10]}" for file, sum in weights.items())
         raise ValueError(
             f"It was made with the model {name!r}{f' ({hashes})' * bool(hashes)}, which is not here; "
-            "give its folder with --model."
+            "give its path with --model."
         ) from None
 
 

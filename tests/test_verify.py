@@ -114,7 +114,21 @@ def test_another_model(
     assert (status, out) == (2, "")
     assert "made with the model 'tiny' (" in err
     assert f"{UNET} {was}" in err
-    assert err.endswith("which is not here; give its folder with --model.\n")
+    assert err.endswith("which is not here; give its path with --model.\n")
+
+
+def test_what_a_model_was_told(
+    picture: Callable[..., Path], tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    vae = Path(shutil.copytree(tiny_model / "vae", tmp_path / "vae"))
+    weights = load_file(vae / "diffusion_pytorch_model.safetensors")
+    weights["decoder.conv_out.bias"] += 1
+    save_file(weights, vae / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    path = picture("a.png", "--prediction-type", "epsilon", "--vae", str(vae))
+    status, out, _ = verify(capfd, path, "--model", tiny_model, "--vae", vae)
+    assert (status, out) == (0, f"{path}: identical.\n")
+    status, out, _ = verify(capfd, path, "--model", tiny_model)
+    assert (status, " because vae/diffusion_pytorch_model.safetensors was " in out) == (1, True)
 
 
 def test_another_lora(

@@ -21,7 +21,7 @@ SETTINGS = {
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"verify_trust": False, "ocsp_fetch": False, "remote_manifest_fetch": False},
 }
-MARK = b"c2pa"  # in every file that bears credentials
+MARK = b"jumdc2pa"  # how the box begins that holds credentials, in whatever file
 MISSING = "pip install 'oboro[c2pa]'"
 
 

@@ -91,6 +91,8 @@ def request_of(texts: dict[str, str], files: Iterable[bytes] = ()) -> Request:
     """
     if "oboro" in texts:
         return from_json(record_of(texts)["request"], files)
+    if "parameters" not in texts and "workflow" in texts:
+        raise ValueError("The picture holds a graph of ComfyUI and no `parameters`; open it there.")
     if "parameters" not in texts:
         raise ValueError("The picture does not say how it was made: it has neither `oboro` nor `parameters`.")
     return read_parameters(texts["parameters"])

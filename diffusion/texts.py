@@ -16,7 +16,8 @@ from xml.sax.saxutils import escape
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+from clip.pictures import DAMAGE, FORMATS, PIXEL_LIMIT
+
 QUALITY = 95  # of JPEG and WebP
 COMMENT = "parameters"  # the text that is EXIF's UserComment
 CHARSET = b"UNICODE\x00"  # EXIF 2.3, table 9; in big-endian UTF-16, which is what readers take it for
@@ -57,13 +58,15 @@ def read_texts(data: bytes) -> dict[str, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Pillow only warns of bombs and of broken metadata
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            with Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values()))) as image:
+                if image.width * image.height > PIXEL_LIMIT:
+                    raise ValueError(f"it claims {image.width}x{image.height} pixels")
                 if image.format == "PNG":
                     image.load()  # texts may come after the pixels
                     return {str(name): str(text) for name, text in image.info.items() if isinstance(text, str)}
                 comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
                 texts = _properties(image.info.get("xmp", b""))
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError, Warning) as error:
+    except DAMAGE as error:
         raise ValueError(f"This is not a picture that can be read ({error}); expected PNG, JPEG or WebP.") from None
     if isinstance(comment, bytes) and comment.startswith(CHARSET):
         texts[COMMENT] = comment.removeprefix(CHARSET).decode("utf-16-be", "replace")

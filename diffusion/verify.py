@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from clip.pictures import BadPicture, over_white, read_picture
 from diffusion.adapters import loras_from_json
 from diffusion.checkpoint import find_model
 from diffusion.credentials import Seal, read_seal
@@ -102,6 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             said = f"{mistake.filename or path}: {mistake.strerror}." if isinstance(mistake, OSError) else mistake
             print(f"{COMMAND}: {path}: {said}", file=sys.stderr)
             status = 2
+        except torch.OutOfMemoryError:
+            print(f"{COMMAND}: {path}: the memory is too small for it; try --device cpu.", file=sys.stderr)
+            status = 2
         except KeyboardInterrupt:
             return 130
         else:
@@ -114,8 +118,7 @@ def verify(path: Path, args: argparse.Namespace, opened: dict[tuple[str, ...], A
     """Makes one picture again. Raises ValueError where that cannot be done; `opened` are the pipelines so far."""
     file = path.read_bytes()
     texts = read_texts(file)
-    with Image.open(io.BytesIO(file)) as image:
-        format, picture = str(image.format), image.convert("RGB")
+    picture, format = _pixels(file)
     then = record_of(texts)
     request = request_of(texts, [other.read_bytes() for other in args.file])
     # By their names: what their files are here is to be seen in the differences.
@@ -123,8 +126,7 @@ def verify(path: Path, args: argparse.Namespace, opened: dict[tuple[str, ...], A
     pipeline = _open(then, args, opened)
     with _threads(then.get("threads")):
         (again,) = pipeline.generate([request])
-    with Image.open(io.BytesIO(again.file(format))) as image:  # what the format loses, it lost then as well
-        made = image.convert("RGB")
+    made, _ = _pixels(again.file(format))  # what the format loses, it lost then as well
     because = differences(then, record_of(again.texts))
     if picture.size != made.size:
         sizes = "x".join(map(str, picture.size)), "x".join(map(str, made.size))
@@ -134,6 +136,16 @@ def verify(path: Path, args: argparse.Namespace, opened: dict[tuple[str, ...], A
     close = largest <= STEPS and (psnr is None or psnr >= TOLERANCE)
     verdict = "identical" if psnr is None else "within tolerance" if close else "differs"
     return Verdict(str(path), verdict, largest, psnr, because, read_seal(file, format))
+
+
+def _pixels(file: bytes) -> tuple[Image.Image, str]:
+    """A file's pixels, and its format."""
+    try:
+        picture = over_white(read_picture(file))
+    except BadPicture as error:
+        raise ValueError(f"{error}.") from None
+    with Image.open(io.BytesIO(file)) as image:
+        return picture, str(image.format)
 
 
 def compare(one: Image.Image, other: Image.Image) -> tuple[int, float | None]:

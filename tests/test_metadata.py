@@ -59,6 +59,7 @@ def test_request_from_the_form_alone(model: Model) -> None:
     ("texts", "said"),
     [
         ({}, "neither"),
+        ({"prompt": "{}", "workflow": "{}"}, "a graph of ComfyUI"),
         ({"oboro": "{"}, "oboro chunk is broken"),
         ({"oboro": "{}"}, "oboro chunk is broken"),
         ({"oboro": '{"request": {"prompt": "x"}}'}, "oboro chunk is broken"),

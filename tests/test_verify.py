@@ -178,11 +178,13 @@ def test_mistakes_are_told_and_the_rest_is_done(
 ) -> None:
     (tmp_path / "notes.png").write_text("no picture")
     Image.new("RGB", (9, 9)).save(tmp_path / "plain.png")
-    good = picture("good.png")
+    good, cut = picture("good.png"), picture("cut.jpg")
+    cut.write_bytes(cut.read_bytes()[:-200])
     broken = [
         (tmp_path / "notes.png", "not a picture that can be read"),
         (tmp_path / "plain.png", "does not say how it was made"),
         (tmp_path / "nowhere.png", "No such file"),
+        (cut, "no readable PNG, JPEG or WebP image"),
         (rewrite(picture("a.png"), request={"prompt": "a", "hat": 1}), "no field 'hat'"),
         (rewrite(picture("b.png"), request={"prompt": "a", "steps": -1}), "steps is -1"),
         (rewrite(picture("c.png"), model={"name": "x"}), "oboro chunk is broken"),

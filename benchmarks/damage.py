@@ -58,7 +58,7 @@ def cases(root: Path, canary: Path, count: int, seed: int) -> list[Case]:
     """Every deed that can be done to the files below a folder, and accidents to those of its models up to `count`."""
     rng = Random(seed)
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    files = [file for file in files if not file.endswith("SHA256SUMS")]
+    files = [file for file in files if not file.endswith(("SHA256SUMS", ".md"))]  # sums, and what no program reads
     found = [case for file in files for case in all_deeds(file, canary, rng)][:count]
     summed = [file for file in files if (root / file.partition("/")[0] / "SHA256SUMS").exists()]
     while len(found) < count:

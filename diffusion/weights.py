@@ -203,5 +203,5 @@ def shown(name: str) -> str:
 
 def sentence(error: BaseException) -> str:
     """What an exception says, of whatever length and form, as the middle of a sentence."""
-    text = " ".join(str(error).split()).rstrip(".")
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split()).rstrip(".")
     return text if len(text) <= 3 * SHOWN else f"{text[: 3 * SHOWN]} ..."

@@ -86,3 +86,19 @@ def test_a_payload_would_be_run(tmp_path: Path) -> None:
 def test_a_network_of_more_layers_than_its_file() -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="more layers than there are weights"), Undrawn(3):
         torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(10**9)))
+
+
+def test_links_within_the_hub_s_cache(speck: Path, tmp_path: Path) -> None:
+    """It keeps the files beside its folders of a model; a link anywhere else is one out of the folder."""
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in speck.rglob("*") if path.is_file())):
+        link = snapshot / path.relative_to(speck)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        (blobs / str(number)).write_bytes(path.read_bytes())
+        link.symlink_to(blobs / str(number))
+    load_model(snapshot)
+    (snapshot / "model_index.json").unlink()
+    (snapshot / "model_index.json").symlink_to(speck / "model_index.json")
+    with pytest.raises(ValueError, match=r"model_index.json is a link out of the model's folder; .*\.$"):
+        load_model(snapshot)

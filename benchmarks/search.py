@@ -26,7 +26,7 @@ QUERIES = 50
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
     parser.add_argument("--pictures", type=int, default=10_000, help="how many (default: %(default)s)")
-    parser.add_argument("--clip", default=DEFAULT_CLIP, help="a CLIP's folder, or a shipped one (default: %(default)s)")
+    parser.add_argument("--clip", type=Path, default=DEFAULT_CLIP, help="a CLIP's folder (default: %(default)s)")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # a folder: in a process of its own
     args = parser.parse_args()
     if args.measure:
@@ -34,7 +34,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder), args.pictures)
-        command = [sys.executable, "-m", "benchmarks.search", "--clip", args.clip, "--measure", folder]
+        command = [sys.executable, "-m", "benchmarks.search", "--clip", str(args.clip), "--measure", folder]
         first, again = (
             json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout) for _ in range(2)
         )
@@ -58,7 +58,7 @@ def draw(folder: Path, count: int) -> None:
         image.save(folder / f"{i:06}.png", compress_level=1)
 
 
-def measure(folder: Path, clip: str) -> dict[str, float]:
+def measure(folder: Path, clip: Path) -> dict[str, float]:
     """Opens CLIP, brings the index up to date, asks: seconds of each, the memory that it took, the index's size."""
     ranker = Ranker(clip)
     ranker.texts(["a red circle"])  # what the first call takes is no part of a query

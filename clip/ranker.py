@@ -14,8 +14,7 @@ from clip.pictures import square
 from clip.pretrained import clip_from_folder
 from clip.tokenizer import Tokenizer
 
-SHIPPED = Path(__file__).parent / "models"
-DEFAULT_CLIP = "emoji-clip"
+DEFAULT_CLIP = Path("runs/emoji-clip/clip")  # where python -m train.contrastive emoji-clip leaves it
 LANGUAGES = ("en", "ja")
 BATCH = 64
 CONCEPTS = "concepts.json"
@@ -45,8 +44,13 @@ class Ranker:
     """A CLIP with its tokenizer. All that it is asked is answered from unit vectors, float32 [N, P]."""
 
     def __init__(self, folder: str | Path = DEFAULT_CLIP, device: torch.device | str = "cpu") -> None:
-        """Opens a folder, of transformers' or open_clip's form, or a shipped CLIP by its name."""
-        self.folder = find_clip(folder)
+        """Opens a folder, of transformers' or open_clip's form. Raises ValueError where there is none."""
+        self.folder = Path(folder).resolve()
+        if not self.folder.is_dir():
+            raise ValueError(
+                f"There is no CLIP {str(folder)!r}; give its folder, or train one: python -m train.contrastive "
+                "emoji-clip."
+            )
         self.device = torch.device(device)
         self.clip = clip_from_folder(self.folder).eval().to(self.device)
         self.tokenizer = Tokenizer.from_folder(self.folder)
@@ -99,13 +103,3 @@ class Ranker:
         said = said.format(best(self.concepts.styles[language], [said]))
         ground = GROUNDS[language].format(said=said, colour="{}")
         return ground.format(best(self.concepts.backgrounds[language], [ground]))
-
-
-def find_clip(clip: str | Path) -> Path:
-    """The folder of a CLIP that is named by its path, or by its name where it is shipped."""
-    if Path(clip).is_dir():
-        return Path(clip).resolve()
-    if (SHIPPED / clip).is_dir():
-        return SHIPPED / clip
-    names = ", ".join(sorted(folder.name for folder in SHIPPED.glob("*/")))
-    raise ValueError(f"There is no CLIP {str(clip)!r}; give its folder's path, or the name of a shipped one: {names}.")

@@ -28,7 +28,7 @@ from train.recipe import Recipe
 
 EXAMPLES = """examples:
   python -m train.zeroshot emoji-clip                        # runs/emoji-clip/clip
-  python -m train.zeroshot emoji-clip --clip emoji-clip      # the shipped one
+  python -m train.zeroshot emoji-clip --clip path/to/a/clip
   python -m train.zeroshot emoji-clip --dry-run
 """
 PARTS = {"held_out": "a known thing in a style unseen", "unseen": "a thing unseen", "seen": "learnt from"}
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("recipe", help="a shipped recipe's name (emoji-clip) or the path of a TOML file")
-    add("--clip", help="a CLIP's folder, or a shipped one (default: the run's own)")
+    add("--clip", type=Path, help="a CLIP's folder (default: the run's own)")
     add("--out", type=Path, help="the run folder (default: runs/NAME)")
     add("--fetched", type=Path, help="a folder that already holds the emoji packages")
     add("--dry-run", action="store_true", help="say what would be done, and stop")

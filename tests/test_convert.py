@@ -62,8 +62,7 @@ def test_failed_check_leaves_nothing(
     save_file(model.unet.state_dict(), source / UNET)
     assert main([str(source), str(tmp_path / destination), "--dtype", "float16", "--check"]) == 2
     error = capsys.readouterr().err
-    assert "The unet that was written differs by nan" in error
-    assert "it is taken back" in error
+    assert "holds what is no number" in error  # read again, as the check does, it is refused
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 

@@ -66,6 +66,23 @@ def test_failed_check_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_outputs_that_differ_are_taken_back(
+    sd_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(sd_folder("sd1"))
+    with torch.no_grad():  # float16 has no number so small but 0, and so all of the output would be 0
+        model.unet.conv_norm_out.weight *= 1e-12
+        for zero in (model.unet.conv_norm_out.bias, model.unet.conv_out.bias):
+            zero.zero_()
+    source = shutil.copytree(sd_folder("sd1"), tmp_path / "source")
+    save_file(model.unet.state_dict(), source / UNET)
+    assert main([str(source), str(tmp_path / "out"), "--dtype", "float16", "--check"]) == 2
+    error = capsys.readouterr().err
+    assert "The unet that was written differs by" in error
+    assert "it is taken back" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_shipped_kind_of_model_goes_too(tiny_model: Path, pixel_model: Path, tmp_path: Path) -> None:
     for model in (tiny_model, pixel_model):
         single = tmp_path / f"{model.name}.safetensors"

@@ -3,7 +3,9 @@
 import os
 import platform
 import random
+import resource
 import statistics
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -29,3 +31,9 @@ def machine() -> str:
         cpu = models[0] if models else cpu
     threads = f"up to {torch.get_num_threads()} threads on {os.cpu_count()} cores of {cpu}"
     return f"Python {platform.python_version()}, {', '.join(libraries)}; {threads}"
+
+
+def peak_memory() -> float:
+    """The most memory that this process has had, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -13,7 +13,6 @@ Everything from prompt to picture counts. Ratios are taken pair by pair; below 1
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.difference import difference
-from benchmarks.measure import interval, machine
+from benchmarks.measure import interval, machine, peak_memory
 from benchmarks.stable_diffusion import save_sd15
 from diffusion.checkpoint import DEFAULT_MODEL, find_model, load_model
 from diffusion.pipeline import Pipeline
@@ -221,8 +220,7 @@ def memory(device: str) -> float:
     """The most that was ever taken, in MiB."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return peak_memory()
 
 
 def shares(work: dict[str, Any]) -> dict[str, float]:

@@ -6,7 +6,6 @@ The pictures are drawn for the purpose: shapes of many colours and places, PNG, 
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from benchmarks.measure import peak_memory
 from clip.index import INDEX
 from clip.rank import read_all
 from clip.ranker import DEFAULT_CLIP, Ranker
@@ -62,7 +62,7 @@ def measure(folder: Path, clip: Path) -> dict[str, float]:
     """Opens CLIP, brings the index up to date, asks: seconds of each, the memory that it took, the index's size."""
     ranker = Ranker(clip)
     ranker.texts(["a red circle"])  # what the first call takes is no part of a query
-    before = peak()
+    before = peak_memory()
     start = time.perf_counter()
     index = read_all(folder, ranker, None)
     built = time.perf_counter() - start
@@ -71,13 +71,7 @@ def measure(folder: Path, clip: Path) -> dict[str, float]:
         index.search(ranker.texts([f"a red circle {i}"])[0], 10)
     query = (time.perf_counter() - start) / QUERIES
     size = (folder / INDEX).stat().st_size
-    return {"index": built, "query": query, "memory": peak() - before, "bytes": size}
-
-
-def peak() -> float:
-    """The most memory that this process has had, in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return {"index": built, "query": query, "memory": peak_memory() - before, "bytes": size}
 
 
 if __name__ == "__main__":

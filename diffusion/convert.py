@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from clip.durable import aside
 from clip.text import TextEncoder
 from diffusion.autoencoder import Autoencoder
 from diffusion.checkpoint import Model, find_model, load_model, save_model
+from diffusion.command import attempt
 from diffusion.conditioning import SIZES, Conditioning
 from diffusion.denoiser import PREDICTION_TYPES
-from diffusion.durable import aside
 from diffusion.lora import networks
 from diffusion.single_file import save_single_file
 from diffusion.unet import UNet
@@ -68,17 +69,10 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     try:
-        convert(args)
+        return attempt(COMMAND, lambda: convert(args))
     except KeyboardInterrupt:
         print("Stopped; nothing is written.", file=sys.stderr)
         return 130
-    except OSError as mistake:
-        print(f"{COMMAND}: {mistake.filename or 'a file'}: {mistake.strerror or mistake}", file=sys.stderr)
-        return 2
-    except ValueError as mistake:
-        print(f"{COMMAND}: {mistake}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def convert(args: argparse.Namespace) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from clip.durable import aside
 from diffusion.adapters import Adapters, Lora, delta, parse_lora
 from diffusion.checkpoint import Model, load_model
+from diffusion.command import attempt
 from diffusion.convert import parts, save
-from diffusion.durable import aside
 from diffusion.lora import networks
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -59,17 +60,10 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     try:
-        merge(args)
+        return attempt(COMMAND, lambda: merge(args))
     except KeyboardInterrupt:
         print("Stopped; nothing is written.", file=sys.stderr)
         return 130
-    except OSError as mistake:
-        print(f"{COMMAND}: {mistake.filename or 'a file'}: {mistake.strerror or mistake}", file=sys.stderr)
-        return 2
-    except ValueError as mistake:
-        print(f"{COMMAND}: {mistake}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def merge(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from clip.tokenizer import Tokenizer
 from diffusion.adapters import split_loras
 from diffusion.checkpoint import DEFAULT_MODEL, find_model, load_model
 from diffusion.chunks import Chunk, chunks
+from diffusion.command import attempt
 from diffusion.embeddings import Embeddings, Vector
 from diffusion.files import Files
 from diffusion.folder import load_tokenizer
@@ -201,16 +202,12 @@ def run(args: argparse.Namespace) -> Iterator[Explained]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    try:
-        for i, said in enumerate(run(args)):
-            print(json.dumps(asdict(said), ensure_ascii=False) if args.json else "\n" * (i > 0) + show(said))
-    except OSError as mistake:
-        print(f"{COMMAND}: {mistake.filename or 'a file'}: {mistake.strerror or mistake}", file=sys.stderr)
-        return 2
-    except ValueError as mistake:
-        print(f"{COMMAND}: {mistake}", file=sys.stderr)
-        return 2
-    return 0
+    return attempt(COMMAND, lambda: explain(args))
+
+
+def explain(args: argparse.Namespace) -> None:
+    for i, said in enumerate(run(args)):
+        print(json.dumps(asdict(said), ensure_ascii=False) if args.json else "\n" * (i > 0) + show(said))
 
 
 if __name__ == "__main__":

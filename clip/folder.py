@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from clip.durable import write_atomically
 from clip.transformer import Activation
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -94,9 +95,7 @@ def write_folder(
     write_json(folder / names[0], config)
     # transformers refuses files that do not name their "format".
     state = {key: weight.contiguous() for key, weight in state.items()}
-    aside = folder / ".model.safetensors.part"  # a crash leaves the old file or the new one
-    aside.write_bytes(save(state, metadata={"format": "pt"}))
-    aside.replace(folder / names[1])
+    write_atomically(folder / names[1], save(state, metadata={"format": "pt"}))
 
 
 def read_json(path: Path) -> dict[str, Any]:

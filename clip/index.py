@@ -6,7 +6,6 @@ file, the name, size and time of change. A file that did not change is not read 
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from clip.durable import write_atomically
 from clip.pictures import FORMATS, BadPicture, over_white, read_picture
 from clip.ranker import BATCH, Ranker
 
@@ -119,9 +119,4 @@ def _load(path: Path, key: str) -> tuple[Tensor, list[tuple[str, int, int]]]:
 
 def _save(path: Path, index: Index, key: str) -> None:
     said = json.dumps({"format": FORMAT, "clip": key, "files": index.files})
-    aside = path.with_name(f".{path.name}.part")  # a crash leaves the old index or the new one
-    with aside.open("wb") as file:
-        file.write(save({"vectors": index.vectors.contiguous()}, {"index": said}))
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_atomically(path, save({"vectors": index.vectors.contiguous()}, {"index": said}))

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from clip.durable import write_atomically
 from clip.folder import Undrawn
 from clip.pretrained import save_text_encoder, text_encoder_from_weights
 from clip.text import TextConfig, TextEncoder
@@ -31,7 +32,6 @@ from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
 from diffusion.conditioning import PLAIN, XL, Reading
 from diffusion.config import DIFFUSERS_VERSION, checked
-from diffusion.durable import write_atomically
 from diffusion.files import SUMS, WHOLE, Files, format_sums, sums_of
 from diffusion.model import Defaults, Model
 from diffusion.noise import Noise

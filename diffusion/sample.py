@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from clip.durable import write_atomically
 from clip.language import PromptModel
 from clip.language_model import Sampling
 from clip.ranker import DEFAULT_CLIP, Ranker
@@ -23,7 +24,6 @@ from diffusion.canvas import FILLS
 from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.credentials import Signer
 from diffusion.denoiser import PREDICTION_TYPES
-from diffusion.durable import write_atomically
 from diffusion.grammar import SYNTAXES
 from diffusion.image import RESIZE
 from diffusion.metadata import digest

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffusion.durable import aside
+from clip.durable import aside
 
 HEADER_CAP = 2_000_000  # bytes; the format allows 100 MB, the largest models have half of one
 METADATA_CAP = 1_000_000  # bytes

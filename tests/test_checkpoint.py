@@ -17,9 +17,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from clip.durable import write_atomically
 from diffusion.autoencoder import PixelSpace
 from diffusion.checkpoint import DEFAULT_MODEL, SHIPPED, Model, find_model, load_model
-from diffusion.durable import write_atomically
 from diffusion.weights import Safetensors, strict_json
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion.durable import flush
+from clip.durable import flush
 from diffusion.files import sha256
 
 MANIFEST = "manifest.json"

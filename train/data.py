@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion.durable import write_atomically
+from clip.durable import write_atomically
 from train.captions import COLOURS, WHITE, caption
 from train.emoji import Emoji, EmojiConfig, load_emoji, split, words_of
 from train.folder import Folder, load_folder

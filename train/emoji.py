@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion.durable import write_atomically
+from clip.durable import write_atomically
 from train.packages import NAMES, PACKAGES, Package, members, obtain, read_json
 
 STYLES = tuple(key for key in PACKAGES if key != NAMES)

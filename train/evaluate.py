@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from clip.durable import write_atomically
 from diffusion.checkpoint import DEFAULT_MODEL, find_model, load_model
-from diffusion.durable import write_atomically
 from diffusion.metadata import digest
 from diffusion.pipeline import Pipeline
 from diffusion.request import Request, Resolved, resolve

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip.durable import write_atomically
 from clip.language import BOUNDARY, PromptModel, train_tokenizer
 from clip.language_model import LanguageConfig, LanguageModel, Sampling
 from clip.positions import Rotary
 from clip.transformer import TransformerConfig
-from diffusion.durable import write_atomically
 from train.command import run
 from train.data import Dataset
 from train.loop import Metrics, fit, order

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusion.durable import write_atomically
+from clip.durable import write_atomically
 from train import checkpoints
 from train.curve import draw_curve
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
+from clip.durable import write_atomically
 from clip.text import TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, PixelSpace
-from diffusion.durable import write_atomically
 from train.data import Dataset
 
 

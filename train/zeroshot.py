@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip.durable import write_atomically
 from clip.ranker import CONCEPTS, LANGUAGES, SENTENCES, Concepts, Ranker
-from diffusion.durable import write_atomically
 from train.captions import COLOURS, STYLE_WORDS, WHITE
 from train.data import composite, emoji_config
 from train.emoji import Emoji, load_emoji, split

@@ -101,3 +101,8 @@ def request_of(texts: dict[str, str], files: Iterable[bytes] = ()) -> Request:
 def digest(request: Resolved, model: Named) -> str:
     """Twelve hexadecimal digits of the whole request and the weights: a file name for the picture."""
     return hashlib.sha256(json.dumps([to_json(request), model.hashes]).encode()).hexdigest()[:12]
+
+
+def model_digest(model: Named) -> str:
+    """Twelve hexadecimal digits of the weights."""
+    return hashlib.sha256(json.dumps(model.hashes).encode()).hexdigest()[:12]

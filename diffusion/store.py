@@ -260,6 +260,10 @@ class Store:
 
     # what there is
 
+    def knows(self, key: str) -> bool:
+        """Whether something was submitted with the idempotency key."""
+        return bool(self._one("SELECT EXISTS (SELECT 1 FROM jobs WHERE key = ?)", (f"{key} 0",)))
+
     def get(self, id: str) -> Job:
         """Raises KeyError for a job that there is not."""
         if not (found := self._jobs("WHERE id = ?", (id,))):

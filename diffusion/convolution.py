@@ -14,8 +14,8 @@ def convolve(x: Tensor, layer: nn.Conv2d, added: Tensor | None = None) -> Tensor
     """The layer's convolution [B, C, h, w] => [B, O, h', w'], with something added [O] to its bias."""
     weight, bias = layer.weight, _bias(layer, added)
     pixels = x.shape[-2] * x.shape[-1]
-    if x.is_cpu and pixels <= PRODUCT and weight.shape[2:] == (3, 3) and layer.stride == layer.padding == (1, 1):
-        return _product(x, weight, bias)
+    if x.is_cpu and pixels <= PRODUCT and weight.shape[2:] == (3, 3) and layer.padding == (1, 1):
+        return _product(_padded(x), weight, bias, layer.stride[0])
     return F.conv2d(x, weight, bias, layer.stride, layer.padding)
 
 
@@ -23,15 +23,29 @@ def _bias(layer: nn.Conv2d, added: Tensor | None) -> Tensor | None:
     return layer.bias if added is None else added if layer.bias is None else layer.bias + added
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 3x3 convolution as a matrix product: each pixel's neighbourhood, channels last, by the weight."""
+def _padded(x: Tensor) -> Tensor:
+    """[B, C, h, w] => [B, h + 2, w + 2, C], with zeros around."""
     batch, channels, height, width = x.shape
     padded = x.new_zeros(batch, height + 2, width + 2, channels)
-    padded[:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
-    image, row, pixel, _ = padded.stride()
-    rows = padded.as_strided((batch, height, width, 3, 3 * channels), (image, row, pixel, row, 1))
-    product = F.linear(rows.contiguous().view(-1, 9 * channels), weight.permute(0, 2, 3, 1).flatten(1), bias)
+    padded[:, 1:-1, 1:-1].copy_(x.permute(0, 2, 3, 1))
+    return padded
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
+    """A convolution of x [B, h, w, C], which is padded, as a matrix product: neighbourhoods by the weight."""
+    batch, height, width, channels = x.shape
+    side = weight.shape[2]
+    height, width = ((length - side) // stride + 1 for length in (height, width))
+    image, row, pixel, _ = x.stride()
+    rows = x.as_strided((batch, height, width, side, side * channels), (image, stride * row, stride * pixel, row, 1))
+    matrix = weight.permute(0, 2, 3, 1).flatten(1)  # [O, k k C], a view where weights are channels last
+    product = F.linear(rows.contiguous().view(-1, matrix.shape[1]), matrix, bias)
     return product.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _direct(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same by PyTorch's own kernel."""
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias)
 
 
 def normed(x: Tensor, norm: nn.GroupNorm, layer: nn.Conv2d, added: Tensor | None = None) -> Tensor:
@@ -46,7 +60,7 @@ def normed(x: Tensor, norm: nn.GroupNorm, layer: nn.Conv2d, added: Tensor | None
     scale, shift = _affine(x, norm)
     bias = _bias(layer, added)
     batch, _, height, width = x.shape
-    out = x.new_empty(batch, layer.out_channels, height, width).to(memory_format=torch.channels_last)
+    out = x.new_empty(batch, height, width, layer.out_channels).permute(0, 3, 1, 2)
     rows = max(1, BAND // 4 // x[:, :, 0].numel())
     for top in range(0, height, rows):
         end = min(top + rows, height)
@@ -74,14 +88,16 @@ def doubled(x: Tensor, layer: nn.Conv2d) -> Tensor:
     its column are even or odd. So it is four convolutions of 2x2, 4/9 of the operations, and x stays small.
     """
     batch, _, height, width = x.shape
-    out = x.new_empty(batch, layer.out_channels, 2 * height, 2 * width).to(memory_format=torch.channels_last)
-    padded = F.pad(x, (1, 1, 1, 1))
+    out = x.new_empty(batch, 2 * height, 2 * width, layer.out_channels).permute(0, 3, 1, 2)
+    padded, small = _padded(x), x.is_cpu and height * width <= PRODUCT
     for i in (0, 1):
         a, b, c = layer.weight.unbind(2)
         taller = torch.stack([a, b + c] if i == 0 else [a + b, c], 2)  # [O, C, 2, 3]
         for j in (0, 1):
             a, b, c = taller.unbind(3)
             weight = torch.stack([a, b + c] if j == 0 else [a + b, c], 3)  # [O, C, 2, 2]
-            seen = padded[:, :, i : i + height + 1, j : j + width + 1]
-            out[:, :, i::2, j::2] = F.conv2d(seen, weight.contiguous(memory_format=torch.channels_last), layer.bias)
+            weight = weight.contiguous(memory_format=torch.channels_last)
+            seen = padded[:, i : i + height + 1, j : j + width + 1]
+            convolved = _product if small else _direct
+            out[:, :, i::2, j::2].copy_(convolved(seen, weight, layer.bias))
     return out

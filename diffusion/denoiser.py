@@ -46,14 +46,18 @@ class Denoiser:
     prediction_type: str
     dtype: torch.dtype = torch.float32
 
-    def __call__(self, x: Tensor, sigma: Tensor | float, text: Any) -> Tensor:
-        """The expected x0 of x [B, C, h, w], all at one sigma; `text` is what the network takes."""
+    def __call__(self, x: Tensor, sigma: Tensor | float, text: Any, copies: int = 1) -> Tensor:
+        """The expected x0 of x [B, C, h, w], all at one sigma; `text` is what the network takes.
+
+        With `copies` x goes in so many times, one after the other, each under another text. Copies of one row are
+        a view, whose stride tells the network that they are equal.
+        """
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         c_in, c_skip, c_out = (c.item() for c in coefficients(self.prediction_type, sigma))
         time = self.noise.timestep(sigma).item()
+        noisy, x = (h.expand(copies, *h.shape).flatten(0, 1) for h in ((c_in * x).to(self.dtype), x))
         t = torch.full(x.shape[:1], time, dtype=torch.float32)  # [B], on the CPU: to look at it waits for no device
-        prediction = self.network((c_in * x).to(self.dtype), t, text)
-        return c_skip * x + c_out * prediction.to(x.dtype)
+        return c_skip * x + c_out * self.network(noisy, t, text).to(x.dtype)
 
     def context(self, text: Any) -> Any:
         """What the network computes once of the text for all steps; if nothing, the text."""

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from diffusion.autoencoder import Decoder, Encoder
 from diffusion.blocks import Attention, KeysValues, ResBlock, Upsample, pixels, tokens
-from diffusion.convolution import doubled, normed
+from diffusion.convolution import convolve, doubled, normed
 from diffusion.recording import Recording
-from diffusion.unet import GEGLU, Context, Transformer, TransformerBlock, UNet
+from diffusion.unet import GEGLU, Context, Transformer, TransformerBlock, UNet, Up
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -65,6 +65,8 @@ class FastUNet(UNet, Prepared):
     def forward(self, x: Tensor, t: Tensor, text: Context) -> Tensor:  # type: ignore[override]
         """As the network's, but for a batch that is all at one time."""
         keys_values, added = text
+        if x.stride(0) == 0 and added is None:
+            x = x[:1]  # equal rows part at the first text that they attend to
         inputs = [x, self.time(t, added), *(tensor for pair in keys_values for tensor in pair)]
         if not x.is_cpu or x[0, 0].numel() * self.config.block_out_channels[0] > RECORDED:
             return self.flat(*inputs)
@@ -101,6 +103,13 @@ class FastResBlock(ResBlock):
         if self.conv_shortcut is None:
             return h.add_(x)
         return h.add_(pixels(linear(tokens(x), self.conv_shortcut), x.shape[-2:]))
+
+
+class FastUp(Up):
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Channels last, also where the skip is one for all rows."""
+        maps = (h.permute(0, 2, 3, 1).expand(len(x), -1, -1, -1) for h in (x, skip))
+        return torch.cat(list(maps), dim=-1).permute(0, 3, 1, 2)
 
 
 class FastUpsample(Upsample):
@@ -145,14 +154,21 @@ class FastAttention(Attention, Prepared):
     def forward(self, x: Tensor, context: KeysValues | None = None) -> Tensor:
         if context is not None and context[0].dim() == 3:
             scores, mixes = context
-            weights = torch.bmm(x, scores).unflatten(2, (self.heads, -1))
+            weights = torch.bmm(x.expand(len(scores), -1, -1), scores).unflatten(2, (self.heads, -1))
             weights = torch.softmax(weights, dim=-1).flatten(2)  # [B, N, H L]
             return torch.baddbmm(self.out.bias, weights, mixes)
-        if context is not None or self.joined is None:
-            return super().forward(x, super().keys_values(x) if context is None else context)
-        q, k, v = F.linear(x, self.joined).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if context is None and self.joined is not None:
+            q, k, v = F.linear(x, self.joined).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        else:
+            k, v = context or super().keys_values(x)
+            q = self.split(self.to_q(x)).expand(len(k), -1, -1, -1)
         h = F.scaled_dot_product_attention(q, k, v)  # [B, H, N, D]
         return self.to_out(h.transpose(1, 2).flatten(2))
+
+
+class FastConv2d(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self)
 
 
 class FastTransformerBlock(TransformerBlock):
@@ -205,7 +221,9 @@ def _layers(levels: nn.ModuleList) -> Iterator[nn.Module]:
 
 TWINS: dict[type[nn.Module], type[nn.Module]] = {
     UNet: FastUNet,
+    nn.Conv2d: FastConv2d,
     ResBlock: FastResBlock,
+    Up: FastUp,
     Upsample: FastUpsample,
     Attention: FastAttention,
     Transformer: FastTransformer,

@@ -92,7 +92,7 @@ class Told:
         for length in dict.fromkeys(lengths):
             group = [i for i, other in enumerate(lengths) if other == length]
             context = self.context([says[i] for i in group])
-            together = self.denoiser(torch.cat([x] * len(group)), sigma, context)
+            together = self.denoiser(x, sigma, context, len(group))
             for i, x0 in zip(group, together.chunk(len(group)), strict=True):
                 x0s[i] = x0
         return x0s

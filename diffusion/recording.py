@@ -16,18 +16,25 @@ from torch.overrides import TorchFunctionMode
 
 Step = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
+
+def rows(x: Tensor) -> Tensor:
+    """[..., C] => [N, C], a view: what is copied now would not be what is there later."""
+    return x.view(-1, x.shape[-1])
+
+
 # How a function writes its result into a tensor that is there. What is not listed makes a new one, which is copied.
 INTO: dict[Any, Callable[..., Step]] = {
     F.linear: lambda out, x, weight, bias=None: (
-        (torch.mm, (x.flatten(0, -2), weight.t()), {"out": out.flatten(0, -2)})
+        (torch.mm, (rows(x), weight.t()), {"out": rows(out)})
         if bias is None
-        else (torch.addmm, (bias, x.flatten(0, -2), weight.t()), {"out": out.flatten(0, -2)})
+        else (torch.addmm, (bias, rows(x), weight.t()), {"out": rows(out)})
     ),
     Tensor.contiguous: lambda out, x: (Tensor.copy_, (out, x), {}),
+    Tensor.add: lambda out, *args, **kwargs: (torch.add, args, kwargs | {"out": out}),
     Tensor.new_zeros: lambda out, *size: (Tensor.zero_, (out,), {}),
 } | {
     function: lambda out, *args, function=function, **kwargs: (function, args, kwargs | {"out": out})
-    for function in (torch.bmm, torch.baddbmm, torch.cat, torch.softmax)
+    for function in (torch.add, torch.bmm, torch.baddbmm, torch.cat, torch.softmax, F.gelu)
 }
 
 
@@ -127,7 +134,8 @@ def compiled(calls: Sequence[Call], inputs: Sequence[Tensor], result: Tensor) ->
             targets = [buffer(tensor) for tensor in results]
             stands_for |= zip(map(id, results), targets, strict=True)
             variable.update(map(storage, results))
-            program.append(into(targets, function, now(args), now(kwargs)))
+            if function is not Tensor.new_empty:
+                program.append(into(targets, function, now(args), now(kwargs)))
         for key in done_at[i]:
             if key in buffers:
                 free[buffers[key].nbytes()].append(buffers[key])
@@ -143,7 +151,10 @@ def into(targets: list[Tensor], function: Callable[..., Any], args: tuple[Any, .
         for target, tensor in zip(targets, tensors(function(*args, **kwargs)), strict=True):
             target.copy_(tensor)
 
-    return copied, (), {}
+    def copied_alone(copy: Callable[[Tensor], Tensor] = targets[0].copy_) -> None:
+        copy(function(*args, **kwargs))
+
+    return copied_alone if len(targets) == 1 else copied, (), {}
 
 
 def tensors(values: Any) -> list[Tensor]:

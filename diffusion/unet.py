@@ -298,12 +298,15 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, times: Iterator[Tensor], context: Iterator[KeysValues], skips: list[Tensor]) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), next(times))
+            x = resnet(self.join(x, skips.pop()), next(times))
             if self.attentions:
                 x = self.attentions[i](x, context)
         for upsample in self.upsamplers:
             x = upsample(x, skips[-1].shape[-2:])  # not always twice: the way down rounds odd sides up
         return x
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([x, skip], dim=1)
 
 
 class Embedding(nn.Module):

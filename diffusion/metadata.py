@@ -65,6 +65,12 @@ def describe(
     return {"parameters": write_parameters(request, fields), "oboro": json.dumps(said, ensure_ascii=False)}
 
 
+def with_checks(texts: Mapping[str, str], checks: Mapping[str, str]) -> dict[str, str]:
+    """A picture's texts, which then say what it was checked by, besides; a picture that says nothing was not."""
+    record = json.loads(texts["oboro"]) | ({"checks": dict(checks)} if checks else {})
+    return {**texts, "oboro": json.dumps(record, ensure_ascii=False)}
+
+
 def record_of(texts: dict[str, str]) -> dict[str, Any]:
     """What our own chunk records; of another program's picture, the name of its model alone.
 

@@ -30,8 +30,12 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def encode_picture(image: Image.Image, texts: Mapping[str, str], format: str = "PNG") -> bytes:
+def encode_picture(
+    image: Image.Image, texts: Mapping[str, str], format: str = "PNG", quality: int = QUALITY
+) -> bytes:
     """The picture as a file of a format in FORMATS, with these texts by name. The same ones make the same bytes.
+
+    `quality` is that of JPEG and WebP, 0 to 100.
 
     Raises ValueError where the texts are longer than a JPEG can hold.
     """
@@ -44,7 +48,7 @@ def encode_picture(image: Image.Image, texts: Mapping[str, str], format: str = "
         return file.getvalue()
     exif = _exif(CHARSET + texts[COMMENT].encode("utf-16-be")) if COMMENT in texts else b""
     try:
-        image.save(file, format, quality=QUALITY, subsampling=0, exif=exif, xmp=_packet(texts))
+        image.save(file, format, quality=quality, subsampling=0, exif=exif, xmp=_packet(texts))
     except ValueError as error:  # a segment of JPEG holds 64 KiB
         raise ValueError(f"The prompts are too long for a {format} file ({error}); write a PNG.") from None
     return file.getvalue()

@@ -33,6 +33,10 @@ GLANCE = 10.0  # seconds for which previews go on being made after somebody aske
 SHARE = 0.2  # of the time at most, which previews take
 
 
+class Stopped(Exception):
+    """The service stops; the jobs that wait are kept, for its next start."""
+
+
 @dataclass(frozen=True)
 class Event:
     """What has become of a job."""
@@ -49,8 +53,11 @@ class Service:
         self.max_queue = max_queue
         self.pace = Pace()
         self.rejections: Counter[str] = Counter()  # why submissions were turned away
-        self.budget = max_queue * self.cost(pipeline.resolve(Request("")))
-        self.worker = Worker(pipeline, _Desk(store, self._ended), f"server {secrets.token_hex(4)}", batch=batch)
+        self.made, self.seconds = 0, 0.0  # pictures, and what they took
+        self.unit = self.cost(pipeline.resolve(Request("")))  # of a picture as the model makes them
+        self.budget = max_queue * self.unit
+        desk = _Desk(store, self._ended, self._delivered)
+        self.worker = Worker(pipeline, desk, f"server {secrets.token_hex(4)}", batch=batch)
         self._admission = threading.Lock()  # what is counted is what is there
         self._costs: dict[str, int] = {}  # of the jobs that wait
         self._stop = threading.Event()
@@ -66,11 +73,19 @@ class Service:
     def start(self) -> None:
         self._thread.start()
 
+    def stop_soon(self) -> None:
+        """Lets the step in flight be the last one. A signal's handler may call it."""
+        self._stop.set()
+
     def stop(self) -> None:
         """The step in flight ends; what is unfinished is queued again, for the next start."""
-        self._stop.set()
+        self.stop_soon()
         if self._thread.is_alive():
             self._thread.join()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set()
 
     @property
     def working(self) -> bool:
@@ -118,7 +133,7 @@ class Service:
 
     def _check_length(self, count: int) -> None:
         if (excess := self.waiting() + count - self.max_queue) > 0:
-            raise Overloaded(self.pace.time(excess * self.budget / self.max_queue))
+            raise Overloaded(self.pace.time(excess * self.unit))
 
     def _check_work(self, asked: int) -> None:
         jobs = self.store.jobs(states=WAITING)
@@ -150,7 +165,8 @@ class Service:
     def watch(self, ids: Iterable[str], previews: bool = True) -> Iterator[Event]:
         """What happens to jobs, until all have ended; the first events tell how they are now.
 
-        Those that another process runs are seen, too, without previews. Raises KeyError for a job that there is not.
+        Those that another process runs are seen, too, without previews. Raises KeyError for a job that there is not,
+        and Stopped when the service stops.
         """
         changed = threading.Event()
         with self._watching(ids, changed.set, previews) as look:
@@ -160,6 +176,7 @@ class Service:
                 yield from events
                 if over:
                     return
+                self._check_running()
                 changed.wait(LOOK)
 
     async def follow(self, ids: Iterable[str], previews: bool = False) -> AsyncIterator[Event]:
@@ -173,11 +190,12 @@ class Service:
         with self._watching(ids, wake, previews) as look:
             while True:
                 changed.clear()
-                events, over = look()
+                events, over = await asyncio.to_thread(look)  # which waits for the disk, at times
                 for event in events:
                     yield event
                 if over:
                     return
+                self._check_running()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), LOOK)
 
@@ -217,6 +235,10 @@ class Service:
                         self._watchers.pop(id, None)
                         self._wanted.pop(id, None)
 
+    def _check_running(self) -> None:
+        if self.stopping:
+            raise Stopped("The server stops; what waits is kept, and made after its next start.")
+
     def _event(self, job: Job) -> Event:
         if job.state != "running":
             return Event(job)
@@ -240,6 +262,10 @@ class Service:
             self._previews.pop(id, None)
         self._wake(ids)
 
+    def _delivered(self, job: Job) -> None:
+        self.made += 1
+        self.seconds += time.time() - (job.started or 0)
+
     def _wake(self, ids: Iterable[str]) -> None:
         with self._watching_lock:
             wakes = {wake for id in ids for wake in self._watchers.get(id, ())}
@@ -250,9 +276,10 @@ class Service:
 class _Desk:
     """The store as the worker sees it: those who watch hear at once what has become of a job."""
 
-    def __init__(self, store: Store, ended: Callable[[Iterable[str]], None]) -> None:
+    def __init__(self, store: Store, ended: Callable[[Iterable[str]], None], delivered: Callable[[Job], None]) -> None:
         self.store = store
         self.ended = ended
+        self.delivered = delivered
 
     def lease(self, worker: str, model: str, count: int, seconds: float) -> list[Job]:
         return self.store.lease(worker, model, count, seconds)
@@ -262,6 +289,8 @@ class _Desk:
 
     def deliver(self, job: Job, worker: str, data: bytes) -> bool:
         delivered = self.store.deliver(job, worker, data)
+        if delivered:
+            self.delivered(job)
         self.ended([job.id])
         return delivered
 

@@ -1,0 +1,137 @@
+"""python -m ui: the web demo and the HTTP APIs, over one model and one store of jobs."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+import uvicorn
+
+from clip.ranker import DEFAULT_CLIP, Ranker
+from diffusion.checkpoint import DEFAULT_MODEL
+from diffusion.command import attempt
+from diffusion.denoiser import PREDICTION_TYPES
+from diffusion.open import AnyPipeline, open_pipeline
+from diffusion.sample import DTYPES, find_device
+from diffusion.store import Store
+from ui.guard import LOOPBACK, MAX_BODY
+from ui.safety import THRESHOLD, OutputCheck, Safe, Terms
+from ui.server import Access, create_app
+from ui.service import MAX_QUEUE, Service
+
+COMMAND = "python -m ui"
+TOKEN = "OBORO_TOKEN"
+GRACE = 5  # seconds for answers that are under way when the server is asked to stop
+EXAMPLES = """examples:
+  python -m ui                                       # http://127.0.0.1:7860
+  python -m ui --model path/to/folder --device cuda --dtype float16
+  python -m ui --jobs path/to/store                  # the queue and its pictures, kept between starts
+  OBORO_TOKEN=... python -m ui --host 0.0.0.0        # for others, who need the token
+  python -m ui --blocklist terms.txt --output-check terms.txt --clip path/to/clip
+  curl http://127.0.0.1:7860/v1/images/generations -H 'Content-Type: application/json' -d '{"prompt": "a red apple"}'
+
+SIGTERM and Ctrl-C let the step in flight end; what waits is kept in the store, and made after the next start.
+exit codes: 0 stopped by SIGTERM; 2 a mistake in what was asked, said in one sentence; 130 stopped by Ctrl-C.
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="The web demo and the HTTP APIs: OpenAI's images API, and AUTOMATIC1111's.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("where it answers, and whom").add_argument
+    add("--host", default="127.0.0.1", help="an address of this machine (default: %(default)s: this machine alone)")
+    add("--port", type=int, default=7860, help="(default: %(default)s)")
+    add("--token", help=f"who asks must send it; better set as ${TOKEN}, for others see commands")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="a name that it is called by; again for more")
+    add("--no-demo", action="store_true", help="the APIs alone")
+
+    add = parser.add_argument_group("how much").add_argument
+    add("--jobs", type=Path, default=Path("outputs/jobs"), metavar="FOLDER", help="the store (default: %(default)s)")
+    help = "pictures that may wait, of the model's own size and steps, or as much other work (default: %(default)s)"
+    add("--max-queue", type=int, default=MAX_QUEUE, metavar="N", help=help)
+    add("--max-body", type=int, default=MAX_BODY, metavar="MIB", help="of a request (default: %(default)s)")
+    add("--batch", type=int, default=1, metavar="N", help="pictures of one shape that are made at once (default: 1)")
+
+    add = parser.add_argument_group("what is not made, and not shown").add_argument
+    add("--blocklist", type=Path, metavar="FILE", help="refuse prompts with one of its terms, one a line")
+    add("--output-check", type=Path, metavar="FILE", help="do not show pictures in which --clip finds one of its terms")
+    add("--output-threshold", type=float, default=THRESHOLD, metavar="COSINE", help="from where (default: %(default)s)")
+    add("--clip", type=Path, default=DEFAULT_CLIP, metavar="FOLDER", help="of a CLIP (default: %(default)s)")
+
+    add = parser.add_argument_group("the model, and what it runs on; as python -m diffusion.sample has it").add_argument
+    add("--model", default=DEFAULT_MODEL, help="a folder or a single file, or a name (default: %(default)s)")
+    add("--vae", type=Path, metavar="PATH", help="another autoencoder")
+    add("--prediction-type", choices=sorted(PREDICTION_TYPES), help="where the model says it wrong, or not at all")
+    add("--tokenizer", type=Path, metavar="FOLDER", help="a single file's vocabulary, where it is not CLIP's")
+    add("--allow-download", action="store_true", help="fetch a model of the Hugging Face Hub that is not in its cache")
+    add("--loras", type=Path, metavar="FOLDER", help="where the LoRAs are")
+    add("--embeddings", type=Path, metavar="FOLDER", help="of textual inversion's words")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    add("--dtype", choices=DTYPES, default="float32", help="what the U-Net runs in (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    return attempt(COMMAND, lambda: serve(args))
+
+
+def serve(args: argparse.Namespace) -> None:
+    access = access_of(args)
+    service = Service(pipeline_of(args), Store(args.jobs), args.max_queue, args.batch)
+    app = create_app(service, access)
+    config = uvicorn.Config(
+        app, args.host, args.port, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE
+    )
+    # uvicorn raises the signal anew when it is done; that shall not end the process with an error.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    print(f"http://{args.host}:{args.port}  {service.pipeline.model.name}, jobs in {args.jobs}", flush=True)
+    Server(config, service).run()
+
+
+class Server(uvicorn.Server):
+    """Lets the service know at once that it is to stop, so that nobody waits for pictures until then."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.service.stop_soon()
+        super().handle_exit(sig, frame)
+
+
+def access_of(args: argparse.Namespace) -> Access:
+    token = args.token or os.environ.get(TOKEN) or None
+    if args.host not in LOOPBACK and token is None:
+        raise ValueError(f"--host {args.host} is open to other machines, which needs a token; set {TOKEN}, or --token.")
+    if args.max_queue < 1 or args.max_body < 1 or args.batch < 1:
+        raise ValueError("--max-queue, --max-body and --batch are 1 or more.")
+    return Access(token, {*LOOPBACK, *args.allow_host}, args.max_body)
+
+
+def pipeline_of(args: argparse.Namespace) -> AnyPipeline:
+    device = find_device(args.device)
+    pipeline = open_pipeline(
+        args.model, device, getattr(torch, args.dtype), args.loras, args.embeddings,
+        vae=args.vae, prediction_type=args.prediction_type, tokenizer=args.tokenizer,
+        allow_download=args.allow_download,
+    )  # fmt: skip
+    if args.blocklist is None and args.output_check is None:
+        return pipeline
+    output = None
+    if args.output_check is not None:
+        output = OutputCheck(Terms(args.output_check), Ranker(args.clip, device), args.output_threshold)
+    return Safe(pipeline, Terms(args.blocklist) if args.blocklist else None, output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""One application: the HTTP APIs, the pictures, health and metrics, over one service."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Response
+from fastapi import Request as Http
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from diffusion.metadata import VERSION
+from ui import openai
+from ui.guard import LOOPBACK, MAX_BODY, Guard
+from ui.metrics import registry
+from ui.service import Service
+
+ABOUT = """Pictures from texts, by two interfaces that other programs speak: OpenAI's images API, and AUTOMATIC1111's.
+Where the server was given a token, it is sent as `Authorization: Bearer TOKEN`."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask, and how much."""
+
+    token: str | None = None
+    hosts: Iterable[str] = LOOPBACK
+    max_body: int = MAX_BODY  # MiB
+
+
+def create_app(service: Service, access: Access = Access()) -> FastAPI:
+    """The application, which starts and stops the service with itself."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await run_in_threadpool(service.stop)
+
+    app = FastAPI(title="oboro", version=VERSION, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, token=access.token, hosts=access.hosts, max_body=access.max_body)
+    app.include_router(openai.router(service))
+    figures = registry(service)
+
+    @app.get("/health", tags=["the server"])
+    async def health() -> Response:
+        """Whether pictures are being made, or would be: 200, or 503 where the worker has died or the server stops."""
+        well = service.working and not service.stopping
+        return JSONResponse({"status": "ok" if well else "stopped"}, 200 if well else 503)
+
+    @app.get("/metrics", tags=["the server"])
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(await run_in_threadpool(generate_latest, figures), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/pictures/{id}.{format}", tags=["the server"])
+    def picture(id: str, format: str) -> Response:
+        """The picture of a job, by its id, as png, jpeg or webp."""
+        try:
+            data = openai.converted(service.picture(id), format)
+        except KeyError:
+            raise HTTPException(404, "There is no such picture.") from None
+        return Response(data, media_type=f"image/{format}", headers={"Cache-Control": "private, immutable"})
+
+    @app.exception_handler(Exception)
+    async def fault(http: Http, error: Any) -> Response:  # its traceback is in the server's log alone
+        return JSONResponse({"detail": "The server made a mistake; its log says more."}, 500)
+
+    return app

@@ -21,6 +21,7 @@ from ui.service import Service
 
 TOKEN = "a secret"
 LONG = {"seed": 1, "num_inference_steps": 400}
+HUGE = {"size": "2048x2048", "extra_body": {"num_inference_steps": 1000}}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_models(client: OpenAI, tiny_model: Path) -> None:
         ({"output_format": "gif"}, openai.BadRequestError, "png", "output_format", None),
         ({"extra_body": {"loras": "x"}}, openai.BadRequestError, "no parameter", "loras", "unknown_parameter"),
         ({"extra_body": {"num_inference_steps": 0}}, openai.BadRequestError, "number of steps", None, None),
-        ({"size": "2048x2048", "extra_body": {"num_inference_steps": 1000}}, openai.BadRequestError, "times the work", None, "too_much_work"),
+        (HUGE, openai.BadRequestError, "times the work", None, "too_much_work"),
         ({"prompt": "x" * 40_000}, openai.BadRequestError, "at most 32000", "prompt", None),
     ],
 )

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from diffusion.autoencoder import Decoder, Encoder
 from diffusion.blocks import Attention, KeysValues, ResBlock, Upsample, pixels, tokens
-from diffusion.convolution import convolve, doubled, normed
+from diffusion.convolution import bands, convolve, doubled, normed
 from diffusion.recording import Recording
 from diffusion.unet import GEGLU, Context, Transformer, TransformerBlock, UNet, Up
 
@@ -99,10 +99,13 @@ class FastResBlock(ResBlock):
         else:
             h = normed(x, self.norm1, self.conv1)
             h = h if time is None else h.add_(time[:, :, None, None])
-        h = normed(h, self.norm2, self.conv2)
+        h = normed(h, self.norm2, self.conv2, over=True)
         if self.conv_shortcut is None:
             return h.add_(x)
-        return h.add_(pixels(linear(tokens(x), self.conv_shortcut), x.shape[-2:]))
+        for top, end in bands(x):
+            band = x[:, :, top:end]
+            h[:, :, top:end].add_(pixels(linear(tokens(band), self.conv_shortcut), band.shape[-2:]))
+        return h
 
 
 class FastUp(Up):

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -11,32 +10,28 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from clip.durable import write_atomically
 from clip.language import PromptModel
 from clip.language_model import Sampling
 from clip.ranker import DEFAULT_CLIP, Ranker
-from diffusion.adapters import parse_lora
 from diffusion.best import best
 from diffusion.canvas import FILLS
-from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.credentials import Signer
-from diffusion.denoiser import PREDICTION_TYPES
+from diffusion.flags import add_model, open_model, read_file
 from diffusion.grammar import SYNTAXES
 from diffusion.image import RESIZE
 from diffusion.metadata import digest
-from diffusion.open import AnyPipeline, open_pipeline
+from diffusion.open import AnyPipeline
 from diffusion.request import DEFAULT_SYNTAX, FILES, Request, Resolved, draw_prompts, to_json
 from diffusion.samplers import SAMPLERS, options
 from diffusion.schedules import SCHEDULES
+from diffusion.sheet import sheet
 from diffusion.texts import FORMATS, encode_picture
 from diffusion.upscale import UPSCALERS
 from diffusion.wildcards import combinations
 
-DTYPES = ("float32", "float16", "bfloat16")
-MAX_FILE = 2**26  # bytes of an image to begin with
 EXPANSION = 16  # tokens that --expand adds at most
 COMMAND = "python -m diffusion.sample"
 EXAMPLES = """examples:
@@ -91,7 +86,6 @@ def arguments() -> argparse.ArgumentParser:
     default = f"(default: {DEFAULT_SYNTAX}; long prompts are read in chunks, nothing is cut)"
     add("--prompt-syntax", metavar="NAME", help=f"{', '.join(SYNTAXES)} {default}")
     add("--clip-skip", type=int, help="read the text encoders' n-th last layer; 1 is the last")
-    add("--embeddings", type=Path, dest="folder_of_embeddings", metavar="FOLDER", help="of textual inversion's words")
     add("--wildcards", type=Path, metavar="FOLDER", help="__name__ in a prompt is a line of FOLDER/name.txt")
 
     add = parser.add_argument_group("options of some samplers; by default, the sampler's own").add_argument
@@ -121,16 +115,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--variation-seed", type=int, metavar="SEED", help="of a second noise; picture i has this + i, all one --seed")
     add("--variation-strength", type=float, metavar="0..1", help="how far to go from the first noise to the second")
 
-    add = parser.add_argument_group("the model, and what it runs on").add_argument
-    add("--model", default=DEFAULT_MODEL, help="a folder or a single file, or a name (default: %(default)s)")
-    add("--vae", type=Path, metavar="PATH", help="another autoencoder: a folder or a single file")
-    add("--prediction-type", choices=sorted(PREDICTION_TYPES), help="where the model says it wrong, or not at all")
-    add("--tokenizer", type=Path, metavar="FOLDER", help="a single file's vocabulary, where it is not CLIP's")
-    add("--allow-download", action="store_true", help="fetch a model of the Hugging Face Hub that is not in its cache")
-    add("--lora", action="append", type=parse_lora, dest="loras", metavar="NAME[:WEIGHT]", help="again for more")
-    add("--loras", type=Path, dest="folder_of_loras", metavar="FOLDER", help="where the LoRAs are")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
-    add("--dtype", choices=DTYPES, default="float32", help="what the U-Net runs in (default: %(default)s)")
+    add_model(parser)
 
     add = parser.add_argument_group("what is written").add_argument
     add("--out", type=Path, default=Path("outputs"), help="a folder, or a file (default: %(default)s)")
@@ -160,14 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    device = find_device(args.device)
     signer = Signer(*args.sign) if args.sign else None
-    folders = args.folder_of_loras, args.folder_of_embeddings
-    pipeline = open_pipeline(
-        args.model, device, getattr(torch, args.dtype), *folders,
-        vae=args.vae, prediction_type=args.prediction_type, tokenizer=args.tokenizer,
-        allow_download=args.allow_download,
-    )  # fmt: skip
+    pipeline = open_model(args)
     requests = requests_of(args, pipeline)
     paths = paths_of(args.out, args.format, args.best_of, requests, pipeline)
     if args.dry_run:
@@ -179,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):  # raises now, not after the work, where nothing can be written
         pass
-    ranker = Ranker(args.clip, device) if args.best_of > 1 else None
+    ranker = Ranker(args.clip, pipeline.device) if args.best_of > 1 else None
     images = []
     evaluations = sum(map(pipeline.evaluations, requests))
     with tqdm(total=evaluations, unit="step", disable=None, file=sys.stderr) as bar:
@@ -200,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
         names = hashlib.sha256("".join(path.name for path in paths).encode()).hexdigest()
         path = folder / f"grid-{names[:12]}.png"
         rows_of_prompts = len(args.prompts) > 1 and args.count > 1
-        write_atomically(path, encode_picture(grid(images, args.count if rows_of_prompts else 0), {}))
+        write_atomically(path, encode_picture(sheet(images, args.count if rows_of_prompts else 0), {}))
         print(json.dumps({"grid": str(path)}) if args.json else path)
     return 0
 
@@ -257,15 +236,6 @@ def paths_of(
     return [out] * best_of
 
 
-def read_file(path: Path) -> bytes:
-    """The file's bytes; ValueError for one that is too large to be a picture's."""
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE + 1)
-    if len(data) > MAX_FILE:
-        raise ValueError(f"{path} is larger than {MAX_FILE >> 20} MiB; expected a PNG, JPEG or WebP.")
-    return data
-
-
 def edges(text: str) -> tuple[int, ...]:
     """ "0,0,32,0" => pixels to the left, top, right and bottom."""
     parts = text.split(",")
@@ -280,29 +250,6 @@ def size(text: str) -> tuple[int, int]:
     if not width.isdecimal() or (x and not height.isdecimal()):
         raise ValueError(f"--size is {text!r}; expected pixels as 64x96, or 64 for a square.")
     return int(width), int(height or width)
-
-
-def find_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"There is no device {name!r}; expected cpu, cuda, cuda:1 or mps.") from None
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= count.get(device.type, 0):
-        raise ValueError(f"--device {name} is not there, or this PyTorch cannot use it; try --device cpu.")
-    return device
-
-
-def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """One sheet of equally large pictures, row by row; where `columns` is 0, about twice as wide as high."""
-    columns = columns or math.ceil(math.sqrt(2 * len(images)))
-    width, height = images[0].size
-    sheet = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
-    for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * width, i // columns * height))
-    return sheet
 
 
 def report(path: Path, request: Resolved, as_json: bool) -> None:

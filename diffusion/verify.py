@@ -19,9 +19,9 @@ from diffusion.adapters import loras_from_json
 from diffusion.checkpoint import find_model
 from diffusion.credentials import Seal, read_seal
 from diffusion.denoiser import PREDICTION_TYPES
+from diffusion.flags import DTYPES, find_device
 from diffusion.metadata import record_of, request_of
 from diffusion.open import AnyPipeline, open_pipeline
-from diffusion.sample import DTYPES, find_device
 from diffusion.texts import read_texts
 
 COMMAND = "python -m diffusion.verify"

@@ -21,35 +21,26 @@ def sheet(images: Sequence[Image.Image], columns: int = 0) -> Image.Image:
 
 def labelled(images: Sequence[Image.Image | None], across: Sequence[str], down: Sequence[str]) -> Image.Image:
     """A sheet with a label above each column and before each row; None leaves its place empty."""
-    side = tuple(max(image.size[i] for image in images if image) for i in (0, 1))
-    cells = [Image.new("RGB", side, "white") for _ in images]
+    font = ImageFont.load_default(TEXT)
+    wide = lambda labels: max(round(font.getlength(shown(label))) for label in labels)
+    left, top = (wide(down) + 2 * MARGIN if any(down) else 0), (TEXT + 2 * MARGIN if any(across) else 0)
+    width = max(*(image.width for image in images if image), wide(across) + MARGIN if any(across) else 0)
+    height = max(image.height for image in images if image)
+    cells = [Image.new("RGB", (width, height), "white") for _ in images]
     for cell, image in zip(cells, images, strict=True):
         if image:
-            cell.paste(image)
+            cell.paste(image, ((width - image.width) // 2, 0))
     pictures = sheet(cells, len(across))
-    font = ImageFont.load_default(TEXT)
-    left = round(max(font.getlength(shown(label)) for label in down)) + 2 * MARGIN if any(down) else 0
-    top = TEXT + 2 * MARGIN if any(across) else 0
     made = Image.new("RGB", (left + pictures.width, top + pictures.height), "white")
     made.paste(pictures, (left, top))
     draw = ImageDraw.Draw(made)
     for i, label in enumerate(across):
-        centre = left + (2 * i + 1) * side[0] // 2
-        draw.text((centre, top // 2), fitting(shown(label), font, side[0]), "black", font, anchor="mm")
+        draw.text((left + (2 * i + 1) * width // 2, top // 2), shown(label), "black", font, anchor="mm")
     for i, label in enumerate(down):
-        draw.text((left - MARGIN, top + (2 * i + 1) * side[1] // 2), shown(label), "black", font, anchor="rm")
+        draw.text((left - MARGIN, top + (2 * i + 1) * height // 2), shown(label), "black", font, anchor="rm")
     return made
 
 
 def shown(label: str) -> str:
     """A label as Pillow's own font can show it: it has the letters of ASCII alone, so others are escaped."""
     return label.encode("ascii", "backslashreplace").decode()
-
-
-def fitting(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """As much of a label as is no wider than so many pixels."""
-    if font.getlength(label) <= width:
-        return label
-    while label and font.getlength(label + "...") > width:
-        label = label[:-1]
-    return label + "..."

@@ -10,6 +10,7 @@ short transaction, on the disk when it returns. A worker holds its jobs by a lea
 lease runs out, and another takes them over. Should both finish, they wrote the same bytes and one row.
 """
 
+import hashlib
 import json
 import secrets
 import sqlite3
@@ -94,6 +95,7 @@ class Store:
                 time.sleep(0.05)
 
     def close(self) -> None:
+        """Ends this process's part in it; a store that is used again is opened again."""
         with self._lock:
             self._connection.close()
 
@@ -132,7 +134,7 @@ class Store:
         """
         kind, now = model_digest(model), time.time()
         with self._change() as change:
-            missing = {}
+            missing = dict[str, Resolved]()
             for request in requests:
                 name = f"{digest(request, model)}.png"
                 sql = "SELECT number, state FROM jobs WHERE key = ?"
@@ -178,11 +180,20 @@ class Store:
             numbers = self._named(change, names, ("queued", "running"))
             return self._end(change, numbers, "cancelled", None)
 
-    def retry(self, names: str | Iterable[str]) -> list[str]:
-        """Queues again what failed, was parked or cancelled, of jobs and groups by their ids; the ids of those."""
+    def retry(self, names: str | Iterable[str] | None = None) -> list[str]:
+        """Queues again what failed, was parked or cancelled, of jobs and groups by their ids, or all; their ids."""
         with self._change() as change:
+            if names is None:
+                return self._queue(change, "state IN ('failed', 'parked', 'cancelled')", (), time.time())
             numbers = self._named(change, names, ("failed", "parked", "cancelled"))
             return self._queue(change, f"number IN ({_marks(numbers)})", numbers, time.time())
+
+    def dismiss(self, groups: str) -> None:
+        """Cancels what groups whose id matches a pattern still wait for; their workers are known to be dead."""
+        with self._change() as change:
+            self._lose(change, "state = 'running' AND \"group\" GLOB ?", (groups,))
+            sql = "SELECT number FROM jobs WHERE state = 'queued' AND \"group\" GLOB ?"
+            self._end(change, _column(change.execute(sql, (groups,))), "cancelled", None)
 
     # what workers do
 
@@ -227,7 +238,7 @@ class Store:
 
     def deliver(self, job: Job, worker: str, data: bytes) -> bool:
         """Writes a picture's file, and when it is on the disk says that the job is done; see `finish`."""
-        write_atomically(self.folder / job.name, data)
+        write_atomically(self.folder / job.name, data, _part(job.id, worker))
         return self.finish(job, worker)
 
     def finish(self, job: Job, worker: str) -> bool:
@@ -253,10 +264,10 @@ class Store:
             for number in _column(change.execute(sql, (worker,))):
                 self._back(change, number, None)
 
-    def lost(self, worker: str) -> None:
-        """The worker is known to be dead: its leases end now."""
+    def lost(self, worker: str) -> int:
+        """The worker is known to be dead: its leases end now. How many it had."""
         with self._change() as change:
-            self._lose(change, "state = 'running' AND worker = ?", (worker,))
+            return self._lose(change, "state = 'running' AND worker = ?", (worker,))
 
     # what there is
 
@@ -362,16 +373,19 @@ class Store:
         )
         return _column(change.execute(sql, (now, *values)))
 
-    def _lose(self, change: sqlite3.Connection, where: str, values: Sequence[Any]) -> None:
+    def _lose(self, change: sqlite3.Connection, where: str, values: Sequence[Any]) -> int:
         """Leases whose worker is dead: where the file is there, it was the last thing that it did."""
-        sql = f"SELECT number, name, tries FROM jobs WHERE {where}"
-        for number, name, tries in change.execute(sql, values).fetchall():
+        sql = f"SELECT number, id, name, tries, worker FROM jobs WHERE {where}"
+        held = change.execute(sql, values).fetchall()
+        for number, id, name, tries, worker in held:
+            (self.folder / _part(id, worker)).unlink(missing_ok=True)  # half a file, where it died while writing
             if (self.folder / name).is_file():
                 self._end(change, [number], "done", None)
             elif tries >= MAX_LOST:
                 self._end(change, [number], "parked", f"Its worker was lost {tries} times; is the memory too small?")
             else:
                 self._back(change, number, "Its worker was lost.")
+        return len(held)
 
 
 def _files(request: Request) -> list[bytes]:
@@ -385,6 +399,11 @@ def _resolved(said: dict[str, Any], files: Iterable[bytes]) -> Resolved:
 
 def _id() -> str:
     return secrets.token_urlsafe(9)
+
+
+def _part(id: str, worker: str) -> str:
+    """The name that a worker writes a job's file under before it is whole."""
+    return f".{id}-{hashlib.sha256(worker.encode()).hexdigest()[:8]}.part"
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from clip.durable import write_atomically
 from diffusion.checkpoint import DEFAULT_MODEL, find_model, load_model
+from diffusion.flags import find_device
 from diffusion.metadata import digest
 from diffusion.pipeline import Pipeline
 from diffusion.request import Request, Resolved, resolve
-from diffusion.sample import find_device
 from train.captions import COLOURS, STYLE_WORDS, WHITE, Colour, with_article
 from train.curve import grid
 from train.data import composite, emoji_config

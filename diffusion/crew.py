@@ -1,0 +1,113 @@
+"""Workers as processes, each with a pipeline of its own: they are started again when they die, and die with us."""
+
+import argparse
+import multiprocessing
+import os
+import secrets
+import signal
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from diffusion.flags import open_model
+from diffusion.store import Store
+from diffusion.worker import Worker
+
+PATIENCE = 60.0  # seconds that a worker may take to end its step
+MOST_DEATHS = 10  # in a row, of workers that had no job yet: then it is not a job that kills them
+
+# Threads and locks do not survive a fork; a device's context does not either.
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker works."""
+
+    folder: Path  # of the store
+    file: str
+    batch: int  # jobs that it takes at a time
+    threads: int
+
+
+@dataclass
+class Crew:
+    args: argparse.Namespace  # the model, as `open_model` takes it
+    place: Place
+    store: Store
+    size: int
+    hands: dict[int, tuple[str, BaseProcess, Connection]] = field(default_factory=dict)
+    deaths: int = 0
+
+    def tend(self) -> None:
+        """Starts the workers that are not there. The jobs of one that died are free at once.
+
+        Raises ValueError where they die before they have anything to do.
+        """
+        for i in range(self.size):
+            if i in self.hands:
+                name, process, _ = self.hands[i]
+                if process.is_alive():
+                    continue
+                self.deaths = 0 if self.store.lost(name) else self.deaths + 1
+                if self.deaths >= MOST_DEATHS:
+                    raise ValueError(f"The workers die as they start, with {process.exitcode}; try fewer --workers.")
+            self.hands[i] = self._start(i)
+
+    def _start(self, index: int) -> tuple[str, BaseProcess, Connection]:
+        name = f"batch-{index}-{secrets.token_hex(4)}"
+        theirs, ours = SPAWN.Pipe(duplex=False)
+        args = argparse.Namespace(**vars(self.args) | {"device": _device(self.args.device, index)})
+        process = SPAWN.Process(target=work, args=(name, args, self.place, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        return name, process, ours
+
+    def stop(self) -> None:
+        """Has every worker end its step and give its jobs back, and waits for that."""
+        for _, _, line in self.hands.values():
+            with suppress(OSError):  # it is dead
+                line.send("stop")
+        for name, process, _ in self.hands.values():
+            process.join(PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            self.store.lost(name)
+        self.hands.clear()
+
+
+def work(name: str, args: argparse.Namespace, place: Place, line: Connection) -> None:
+    """The whole life of a worker's process. `line` says when to stop, and closes when the driver has died."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C goes to all of us, and the driver tells what it means
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(line, stop), daemon=True).start()
+    torch.set_num_threads(place.threads)
+    try:
+        pipeline = open_model(args)
+        Worker(pipeline, Store(place.folder, place.file), name, batch=place.batch).run(stop)
+    except ValueError as mistake:
+        print(f"A worker stopped: {mistake}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _listen(line: Connection, stop: threading.Event) -> None:
+    try:
+        line.recv()
+        stop.set()
+    except EOFError:
+        os._exit(1)  # the driver was killed: the one that follows it counts on our being dead
+
+
+def _device(name: str, index: int) -> str:
+    """Workers take a machine's GPUs in turn, where none is named."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{index % torch.cuda.device_count()}"
+    return name

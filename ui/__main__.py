@@ -15,8 +15,8 @@ from clip.ranker import DEFAULT_CLIP, Ranker
 from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.command import attempt
 from diffusion.denoiser import PREDICTION_TYPES
+from diffusion.flags import DTYPES, find_device
 from diffusion.open import AnyPipeline, open_pipeline
-from diffusion.sample import DTYPES, find_device
 from diffusion.store import Store
 from ui.guard import LOOPBACK, MAX_BODY
 from ui.safety import THRESHOLD, OutputCheck, Safe, Terms

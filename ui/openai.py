@@ -22,10 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from diffusion.flags import MAX_FILE
 from diffusion.image import read_image
 from diffusion.job import Job
 from diffusion.request import RANDOM, Request
-from diffusion.sample import MAX_FILE
 from diffusion.texts import QUALITY, encode_picture, read_texts
 from ui.limits import Overloaded, TooMuch
 from ui.service import Service, Stopped

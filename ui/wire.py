@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from fastapi import Request as Http
 
+from diffusion.flags import MAX_FILE
 from diffusion.job import ENDED, Job
-from diffusion.sample import MAX_FILE
 from ui.service import Service
 
 

@@ -18,6 +18,7 @@ from diffusion.denoiser import PREDICTION_TYPES
 from diffusion.flags import DTYPES, find_device
 from diffusion.open import AnyPipeline, open_pipeline
 from diffusion.store import Store
+from ui.demo import mount
 from ui.guard import LOOPBACK, MAX_BODY
 from ui.safety import THRESHOLD, OutputCheck, Safe, Terms
 from ui.server import Access, create_app
@@ -88,6 +89,8 @@ def serve(args: argparse.Namespace) -> None:
     access = access_of(args)
     service = Service(pipeline_of(args), Store(args.jobs), args.max_queue, args.batch)
     app = create_app(service, access)
+    if not args.no_demo:
+        mount(app, service)
     config = uvicorn.Config(
         app, args.host, args.port, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE
     )

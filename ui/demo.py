@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI
 from PIL import Image
 
 from clip.language import PromptModel
@@ -35,20 +35,10 @@ SCROLL = "() => document.getElementById('stage').scrollIntoView({ behavior: 'smo
 
 
 def mount(app: FastAPI, service: Service) -> FastAPI:
-    """The demo at "/" of a server, and the pictures that it shows."""
-
-    @app.get("/pictures/{name}.png", include_in_schema=False)
-    def picture(name: str) -> Response:
-        try:
-            data = service.picture(name)
-        except (KeyError, OSError):
-            raise HTTPException(404) from None
-        headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-        return Response(data, media_type="image/png", headers=headers)
-
+    """The demo at "/" of a server, which has the pictures at /pictures/."""
     return gr.mount_gradio_app(
         app, build(service), path="/", theme=theme(), css_paths=CSS, head=HEAD, i18n=I18N, footer_links=[],
-        run_history=False, show_error=False, enable_monitoring=False, pwa=False, ssr_mode=False, max_file_size="64mb",
+        run_history=False, show_error=False, enable_monitoring=False, pwa=False, ssr_mode=False,
     )  # fmt: skip
 
 

@@ -16,9 +16,10 @@ from ui.openai import envelope
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 MAX_BODY = 32  # MiB
 OPEN = ("/health", "/pictures/")  # answered without a token: the one says nothing, the others cannot be guessed
-# The demo's page is Gradio's, which has scripts and styles of its own inline; all else are no pages.
+# The demo's page is Gradio's, which has scripts and styles of its own inline, and makes functions of templates and of
+# shaders; all else are no pages.
 PAGE = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; media-src 'self' data: blob:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )

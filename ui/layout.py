@@ -143,7 +143,8 @@ class Page:
             self.begin_said = gr.HTML("", js_on_load=None)
             with gr.Column(visible=False) as self.begun:
                 self.editor = gr.ImageEditor(
-                    label=I18N("brush"), type="pil", sources=[], transforms=[], layers=False, buttons=[], height=470,
+                    label=I18N("brush"), show_label=False, type="pil", sources=[], transforms=[], layers=False,
+                    buttons=[], height=440, elem_id="brush",
                     canvas_size=(512, 512), format="png", brush=gr.Brush(60, [BRUSH], color_mode="fixed"),
                 )  # fmt: skip
                 with gr.Row():

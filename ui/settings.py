@@ -3,6 +3,8 @@
     requests_of(form)     the pictures that the form asks for
     form_of(request)      the form that asks for this picture again
     restored(file)        the request of a picture's file
+
+What a person got wrong is a ValueError of one sentence.
 """
 
 import re

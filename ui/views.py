@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -27,7 +28,7 @@ def stage(jobs: Sequence[Job], previews: Mapping[str, Image.Image], language: st
     if not jobs:
         return tag("div", tag("div", class_="moon"), tag("p", say(language, "stage_empty")), class_="empty")
     compared = are_compared(jobs)
-    notes = _notes(jobs) if compared else [Markup()] * len(jobs)
+    notes = _notes(jobs, language) if compared else [Markup()] * len(jobs)
     columns = 1 if len(jobs) == 1 else 2 if len(jobs) <= 4 or compared else 3
     figures = [_figure(job, previews.get(job.id), note, language) for job, note in zip(jobs, notes, strict=True)]
     return join(
@@ -151,26 +152,32 @@ def _status(jobs: Sequence[Job], language: str) -> str:
 
 def _facts(request: Resolved, language: str) -> Markup:
     sampler = SAMPLER_NAMES.get(request.sampler, request.sampler)
-    facts = {"sampler": sampler, "steps": request.steps, "guidance": f"{request.guidance:g}", "seed": request.seed}
+    fields = "steps", "guidance"
+    facts = [sampler, *(_shown(name, getattr(request, name), language) for name in fields)]
+    facts.append(say(language, "seed_of", value=request.seed))
     size = say(language, "enlarged" if _is_tiny(request) else "pixels", width=request.width, height=request.height)
-    lines = say(language, "facts", **facts), size
+    lines = " · ".join(facts), size
     words = tag("p", _words(request, language), class_="words")
     return tag("div", words, *(tag("p", line) for line in lines), class_="facts")
 
 
-def _notes(jobs: Sequence[Job]) -> list[Markup]:
+def _notes(jobs: Sequence[Job], language: str) -> list[Markup]:
     """Of pictures that are compared: which each is, and what only it has."""
     notes = []
     for a, b in zip(jobs[::2], jobs[1::2], strict=True):
         for letter, values in zip("AB", differences(a.request, b.request), strict=True):
-            said = " · ".join(_shown(name, value) for name, value in values.items())
+            said = " · ".join(_shown(name, value, language) for name, value in values.items())
             notes.append(join([tag("b", letter), tag("span", said)]))
     return notes
 
 
-def _shown(name: str, value: object) -> str:
-    known = {"sampler": SAMPLER_NAMES, "schedule": SCHEDULE_NAMES}.get(name, {})
-    return known.get(value, str(value)) if isinstance(value, str) else f"{name} {value}"
+def _shown(name: str, value: Any, language: str) -> str:
+    """A field of a choice, in words."""
+    if name == "sampler":
+        return SAMPLER_NAMES.get(value, value)
+    if name == "schedule":
+        return SCHEDULE_NAMES.get(value, str(value))
+    return say(language, f"{name}_of", value=f"{value:g}")
 
 
 def _words(request: Request, language: str) -> str:

@@ -3,6 +3,8 @@
     WORDS["ja"]["make"]       a word; those of labels go to the browser, which chooses by its language
     say("ja", "step", ...)    a sentence that is put together here
     mistake("ja", error)      what went wrong, in one sentence
+
+Gradio's own words, of the places to drop files at, are in the browser's language, too.
 """
 
 import re
@@ -70,7 +72,9 @@ WORDS: dict[str, dict[str, str]] = {
         "done_one": "Done in {seconds} s",
         "done_many": "{count} pictures, done in {seconds} s",
         "stopped": "Stopped.",
-        "facts": "{sampler} · {steps} steps · guidance {guidance} · seed {seed}",
+        "steps_of": "{value} steps",
+        "guidance_of": "guidance {value}",
+        "seed_of": "seed {value}",
         "pixels": "{width} × {height} pixels",
         "enlarged": "{width} × {height} pixels, enlarged so that each is seen",
         "download": "Download",
@@ -87,9 +91,7 @@ WORDS: dict[str, dict[str, str]] = {
         "bits": "{bits} bits a byte: the fewer, the more expected",
         # mistakes
         "overloaded": "Too many pictures are waiting; try again in {seconds} s.",
-        "unexpected": "Something went wrong here; try again.",
         "lost": "This picture is no longer here.",
-        "no_image": "Paint on a picture first: choose one above.",
         "cannot": "{reason}",
     },
     "ja": {
@@ -145,7 +147,9 @@ WORDS: dict[str, dict[str, str]] = {
         "done_one": "{seconds} 秒でできました",
         "done_many": "{count} 枚が {seconds} 秒でできました",
         "stopped": "止めました。",
-        "facts": "{sampler} · {steps} ステップ · 忠実さ {guidance} · シード {seed}",
+        "steps_of": "{value} ステップ",
+        "guidance_of": "忠実さ {value}",
+        "seed_of": "シード {value}",
         "pixels": "{width} × {height} 画素",
         "enlarged": "{width} × {height} 画素（一つ一つが見えるように拡大）",
         "download": "保存",
@@ -161,9 +165,7 @@ WORDS: dict[str, dict[str, str]] = {
         "known_little": "モデルがほとんど見たことのない言葉です。思わぬ絵になるかもしれません。",
         "bits": "1 バイトあたり {bits} ビット：少ないほど、ありふれた言葉です",
         "overloaded": "混み合っています。{seconds} 秒後にもう一度お試しください。",
-        "unexpected": "問題が起きました。もう一度お試しください。",
         "lost": "この絵はもうここにありません。",
-        "no_image": "先に、上でもとにする絵を選んでください。",
         "cannot": "受けつけられませんでした：{reason}",
     },
 }

@@ -14,15 +14,16 @@ DTYPES = ("float32", "float16", "bfloat16")
 MAX_FILE = 2**26  # bytes of an image to begin with
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """What `open_model` reads."""
+def add_model(parser: argparse.ArgumentParser, lora: bool = True) -> None:
+    """What `open_model` reads; and --lora, but where every request names its own."""
     add = parser.add_argument_group("the model, and what it runs on").add_argument
     add("--model", default=DEFAULT_MODEL, help="a folder or a single file, or a name (default: %(default)s)")
     add("--vae", type=Path, metavar="PATH", help="another autoencoder: a folder or a single file")
     add("--prediction-type", choices=sorted(PREDICTION_TYPES), help="where the model says it wrong, or not at all")
     add("--tokenizer", type=Path, metavar="FOLDER", help="a single file's vocabulary, where it is not CLIP's")
     add("--allow-download", action="store_true", help="fetch a model of the Hugging Face Hub that is not in its cache")
-    add("--lora", action="append", type=parse_lora, dest="loras", metavar="NAME[:WEIGHT]", help="again for more")
+    if lora:
+        add("--lora", action="append", type=parse_lora, dest="loras", metavar="NAME[:WEIGHT]", help="again for more")
     add("--loras", type=Path, dest="folder_of_loras", metavar="FOLDER", help="where the LoRAs are")
     add("--embeddings", type=Path, dest="folder_of_embeddings", metavar="FOLDER", help="of textual inversion's words")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")

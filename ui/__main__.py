@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-import torch
 import uvicorn
 
 from clip.ranker import DEFAULT_CLIP, Ranker
-from diffusion.checkpoint import DEFAULT_MODEL
 from diffusion.command import attempt
-from diffusion.denoiser import PREDICTION_TYPES
-from diffusion.flags import DTYPES, find_device
-from diffusion.open import AnyPipeline, open_pipeline
+from diffusion.flags import add_model, open_model
+from diffusion.open import AnyPipeline
+from diffusion.pipeline import Pipeline
 from diffusion.store import Store
 from ui.demo import mount
 from ui.guard import LOOPBACK, MAX_BODY
@@ -67,16 +65,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--output-threshold", type=float, default=THRESHOLD, metavar="COSINE", help="from where (default: %(default)s)")
     add("--clip", type=Path, default=DEFAULT_CLIP, metavar="FOLDER", help="of a CLIP (default: %(default)s)")
 
-    add = parser.add_argument_group("the model, and what it runs on; as python -m diffusion.sample has it").add_argument
-    add("--model", default=DEFAULT_MODEL, help="a folder or a single file, or a name (default: %(default)s)")
-    add("--vae", type=Path, metavar="PATH", help="another autoencoder")
-    add("--prediction-type", choices=sorted(PREDICTION_TYPES), help="where the model says it wrong, or not at all")
-    add("--tokenizer", type=Path, metavar="FOLDER", help="a single file's vocabulary, where it is not CLIP's")
-    add("--allow-download", action="store_true", help="fetch a model of the Hugging Face Hub that is not in its cache")
-    add("--loras", type=Path, metavar="FOLDER", help="where the LoRAs are")
-    add("--embeddings", type=Path, metavar="FOLDER", help="of textual inversion's words")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
-    add("--dtype", choices=DTYPES, default="float32", help="what the U-Net runs in (default: %(default)s)")
+    add_model(parser, lora=False)
     return parser
 
 
@@ -86,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(args: argparse.Namespace) -> None:
-    access = access_of(args)
-    service = Service(pipeline_of(args), Store(args.jobs), args.max_queue, args.batch)
-    app = create_app(service, access)
+    access, pipeline = access_of(args), open_model(args)
+    service = Service(checked(pipeline, args), Store(args.jobs), args.max_queue, args.batch)
+    embeddings = pipeline.embeddings if isinstance(pipeline, Pipeline) else None
+    app = create_app(service, access, clip=args.clip, loras=args.folder_of_loras, embeddings=embeddings)
     if not args.no_demo:
         mount(app, service)
     config = uvicorn.Config(
@@ -121,18 +111,13 @@ def access_of(args: argparse.Namespace) -> Access:
     return Access(token, {*LOOPBACK, *args.allow_host}, args.max_body)
 
 
-def pipeline_of(args: argparse.Namespace) -> AnyPipeline:
-    device = find_device(args.device)
-    pipeline = open_pipeline(
-        args.model, device, getattr(torch, args.dtype), args.loras, args.embeddings,
-        vae=args.vae, prediction_type=args.prediction_type, tokenizer=args.tokenizer,
-        allow_download=args.allow_download,
-    )  # fmt: skip
+def checked(pipeline: AnyPipeline, args: argparse.Namespace) -> AnyPipeline:
+    """The pipeline, and around it the checks that are asked for."""
     if args.blocklist is None and args.output_check is None:
         return pipeline
     output = None
     if args.output_check is not None:
-        output = OutputCheck(Terms(args.output_check), Ranker(args.clip, device), args.output_threshold)
+        output = OutputCheck(Terms(args.output_check), Ranker(args.clip, pipeline.device), args.output_threshold)
     return Safe(pipeline, Terms(args.blocklist) if args.blocklist else None, output)
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ui.openai import envelope
@@ -33,8 +34,8 @@ HEADERS = {
 }
 
 
-class TooLarge(Exception):
-    """A body that goes on for longer than it may."""
+class TooLarge(HTTPException):
+    """A body that goes on for longer than it may: raised out of its reading, answered as its API answers mistakes."""
 
 
 class Guard:
@@ -51,17 +52,16 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
-            return await self.app(scope, receive, send)
-        path, headers, begun, taken = scope["path"], Headers(scope=scope), False, 0
+            await self.app(scope, receive, send)
+            return
+        path, headers, taken = scope["path"], Headers(scope=scope), 0
 
         async def guarded_send(message: Message) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
-                answer = MutableHeaders(scope=message)
+                told = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
-                    answer.setdefault(name, value)
-                answer.setdefault("Content-Security-Policy", NO_PAGE if path.startswith(NO_PAGES) else PAGE)
+                    told.setdefault(name, value)
+                told.setdefault("Content-Security-Policy", NO_PAGE if path.startswith(NO_PAGES) else PAGE)
             await send(message)
 
         async def capped_receive() -> Message:
@@ -69,16 +69,11 @@ class Guard:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self.max_body:
-                raise TooLarge
+                raise TooLarge(413, self.too_large, {"Connection": "close"})
             return message
 
-        if refusal := self.refusal(path, headers):
-            return await refusal(scope, receive, guarded_send)
-        try:
-            await self.app(scope, capped_receive, guarded_send)
-        except TooLarge:
-            if not begun:
-                await self.too_large(path)(scope, receive, guarded_send)
+        answer = self.refusal(path, headers) or self.app
+        await answer(scope, capped_receive, guarded_send)
 
     def refusal(self, path: str, headers: Headers) -> Response | None:
         """The answer to a request that is not let in."""
@@ -86,14 +81,14 @@ class Guard:
         if self.token is None and _name(host) not in self.hosts:  # a page whose name was made to point here
             return refuse(path, 403, f"The host {host!r:.80} is not served here; allow it by --allow-host.")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:  # a page of another site
+        if origin is not None and origin.partition("://")[2] != host:  # a page of another site
             return refuse(path, 403, f"Pages of {origin!r:.80} may not ask here.")
         if self.token is not None and not path.startswith(OPEN) and not self.knows(headers.get("authorization", "")):
             said = "The token is missing or wrong; send it as `Authorization: Bearer TOKEN`."
             return refuse(path, 401, said, {"WWW-Authenticate": 'Basic realm="oboro", charset="UTF-8"'})
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_body:
-            return self.too_large(path)
+            return refuse(path, 413, self.too_large, {"Connection": "close"})
         return None
 
     def knows(self, authorization: str) -> bool:
@@ -108,9 +103,9 @@ class Guard:
             return False
         return compare_digest(said.strip().encode(), (self.token or "").encode())
 
-    def too_large(self, path: str) -> Response:
-        headers = {"Connection": "close"}
-        return refuse(path, 413, f"The body is larger than {self.max_body >> 20} MiB.", headers)
+    @property
+    def too_large(self) -> str:
+        return f"The body is larger than {self.max_body >> 20} MiB."
 
 
 def refuse(path: str, status: int, said: str, headers: dict[str, str] | None = None) -> Response:

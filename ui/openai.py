@@ -116,7 +116,8 @@ def envelope(
     kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status)
     kind = kind or ("invalid_request_error" if status < 500 else "server_error")
     error = {"message": message, "type": kind, "param": param, "code": code}
-    return JSONResponse({"error": error}, status, headers)
+    valid = {key: said and said.encode(errors="replace").decode() for key, said in error.items()}
+    return JSONResponse({"error": valid}, status, headers)
 
 
 class Route(APIRoute):

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Response
@@ -11,8 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from diffusion.embeddings import Embeddings
 from diffusion.metadata import VERSION
-from ui import openai
+from ui import a1111, openai
 from ui.guard import LOOPBACK, MAX_BODY, Guard
 from ui.metrics import registry
 from ui.service import Service
@@ -30,8 +32,18 @@ class Access:
     max_body: int = MAX_BODY  # MiB
 
 
-def create_app(service: Service, access: Access = Access()) -> FastAPI:
-    """The application, which starts and stops the service with itself."""
+def create_app(
+    service: Service,
+    access: Access = Access(),
+    *,
+    clip: Path | None = None,
+    loras: Path | None = None,
+    embeddings: Embeddings | None = None,
+) -> FastAPI:
+    """The application, which starts and stops the service with itself.
+
+    `clip` is the folder of one that says what pictures show; `loras` and `embeddings` are listed for programs.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,6 +54,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:
     app = FastAPI(title="oboro", version=VERSION, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, token=access.token, hosts=access.hosts, max_body=access.max_body)
     app.include_router(openai.router(service))
+    app.include_router(a1111.router(service, clip, loras, embeddings))
     figures = registry(service)
 
     @app.get("/health", tags=["the server"])
@@ -60,9 +73,10 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:
         """The picture of a job, by its id, as png, jpeg or webp."""
         try:
             data = openai.converted(service.picture(id), format)
-        except KeyError:
+        except (KeyError, OSError):
             raise HTTPException(404, "There is no such picture.") from None
-        return Response(data, media_type=f"image/{format}", headers={"Cache-Control": "private, immutable"})
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}  # it is the same for ever
+        return Response(data, media_type=f"image/{format}", headers=headers)
 
     @app.exception_handler(Exception)
     async def fault(http: Http, error: Any) -> Response:  # its traceback is in the server's log alone

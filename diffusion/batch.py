@@ -9,7 +9,6 @@ import secrets
 import signal
 import sqlite3
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,15 +19,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from clip.durable import write_atomically
+from diffusion.cluster import RayCrew
 from diffusion.command import attempt
 from diffusion.crew import Crew, Place
-from diffusion.flags import add_model, open_model
+from diffusion.flags import add_model, find_device, open_model
 from diffusion.manifest import Manifest
-from diffusion.metadata import digest
+from diffusion.metadata import digest, model_digest
 from diffusion.open import AnyPipeline
 from diffusion.request import Resolved, to_json
 from diffusion.rows import FIELDS, NO_AXIS, Axis, Said, expand, read_rows, request_of
 from diffusion.sheet import labelled
+from diffusion.shelf import Shared
 from diffusion.store import Store
 from diffusion.texts import encode_picture
 
@@ -43,6 +44,7 @@ EXAMPLES = """examples:
   python -m diffusion.batch prompts.txt --out folder --x sampler=euler,heun --y guidance=2,5    # a sheet a prompt
   python -m diffusion.batch jobs.jsonl --out folder --shard 0/4 # the first of four machines; each has a manifest
   accelerate launch --num_processes 4 -m diffusion.batch jobs.jsonl --out folder     # a shard a process, a GPU each
+  python -m diffusion.batch jobs.jsonl --out folder --ray auto --workers 16 --gpus-per-worker 1
   python -m diffusion.jobs folder --watch                       # how far it is, from another terminal
 
 The same command again makes what is missing, be it that it was stopped or killed, that the job file has grown, or that
@@ -77,6 +79,12 @@ def arguments() -> argparse.ArgumentParser:
     add("--batch", type=int, default=1, help="pictures of one shape that are made at once (default: 1)")
     add("--shard", metavar="I/N", help="the I-th of N parts, from 0; under accelerate launch, each process its own")
     add_model(parser)
+
+    add = parser.add_argument_group("on a Ray cluster; see docs/cluster.md").add_argument
+    add("--ray", metavar="ADDRESS", help="of the cluster, or auto: --workers are actors there")
+    add("--cpus-per-worker", type=float, default=1, metavar="N", help="(default: 1)")
+    add("--gpus-per-worker", type=float, default=0, metavar="N", help="a part of one is shared (default: 0)")
+    add("--pictures", metavar="URL", help="let them write to storage that all see, by fsspec: s3://..., file:///...")
     return parser
 
 
@@ -107,21 +115,24 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{flag} is {getattr(args, flag)}; expected 1 or more.")
     args.x, args.y = (NO_AXIS if text is None else Axis.of(text) for text in (args.x, args.y))
     part, parts = shard(args)
-    if parts > 1 and (args.x or args.y):
-        raise ValueError("--x and --y make sheets, which need all pictures; leave --shard out.")
+    if (args.x or args.y) and (parts > 1 or args.pictures):
+        raise ValueError("--x and --y make sheets of all pictures, here; leave --shard and --pictures out.")
+    if args.pictures and not args.ray:
+        raise ValueError("--pictures is for the actors of --ray; give both or neither.")
     total = sum(1 for _ in said(args, part, parts))  # every mistake in the file is found before the work begins
-    pipeline = open_model(args)
+    if not args.ray:
+        find_device(args.device)
+    pipeline = open_model(argparse.Namespace(**vars(args) | {"device": "cpu"}))  # it only checks what is asked for
     if args.dry_run:
         return dry_run(args, requests(args, part, parts, pipeline), pipeline)
 
     suffix = f"-{part}-of-{parts}" if parts > 1 else ""
     args.out.mkdir(parents=True, exist_ok=True)
     with alone(args.out / f".batch{suffix}.lock", args.out):
-        store, group = Store(args.out, f"jobs{suffix}.sqlite"), f"batch-{secrets.token_urlsafe(6)}"
+        shelf = Shared(args.pictures) if args.pictures else None
+        store, group = Store(args.out, f"jobs{suffix}.sqlite", shelf), f"batch-{secrets.token_urlsafe(6)}"
         store.dismiss("batch-*")  # of a run that was killed, or had another file
-        threads = args.threads or max(torch.get_num_threads() // args.workers, 1)
-        place = Place(args.out, f"jobs{suffix}.sqlite", args.batch, threads)
-        crew = Crew(args, place, store, args.workers)
+        crew = hire(args, store, model_digest(pipeline.model))
         try:
             asked = requests(args, part, parts, pipeline)
             names = [name for name in queue(asked, total, pipeline, store, group, crew) if args.x or args.y]
@@ -137,6 +148,14 @@ def run(args: argparse.Namespace) -> int:
     if failed := manifest.rows - manifest.counts.get("done", 0):
         print(f"{failed} of {manifest.rows} pictures could not be made; {manifest.path} says why.", file=sys.stderr)
     return 1 if failed else 0
+
+
+def hire(args: argparse.Namespace, store: Store, model: str) -> Crew | RayCrew:
+    """Who makes the pictures: nobody, before they are tended."""
+    if args.ray:
+        return RayCrew(args, store, model, args.workers)
+    threads = args.threads or max(torch.get_num_threads() // args.workers, 1)
+    return Crew(args, Place(store.folder, store.path.name, args.batch, threads), store, args.workers)
 
 
 def said(args: argparse.Namespace, part: int, parts: int) -> Iterator[tuple[str, int, Said]]:
@@ -177,7 +196,7 @@ def at(where: str) -> Iterator[None]:
 
 
 def queue(
-    asked: Iterator[Resolved], total: int, pipeline: AnyPipeline, store: Store, group: str, crew: Crew
+    asked: Iterator[Resolved], total: int, pipeline: AnyPipeline, store: Store, group: str, crew: Crew | RayCrew
 ) -> Iterator[str]:
     """Has the store require every request, the workers beginning with the first; the pictures' names."""
     with tqdm(desc="queueing", total=total, unit="request", disable=None, file=sys.stderr, leave=False) as bar:
@@ -188,7 +207,7 @@ def queue(
             yield from (f"{digest(request, pipeline.model)}.png" for request in chunk)
 
 
-def see_through(manifest: Manifest, crew: Crew, quiet: bool) -> None:
+def see_through(manifest: Manifest, crew: Crew | RayCrew, quiet: bool) -> None:
     """Keeps the workers alive and the manifest up to date until all jobs have ended."""
     store, group = manifest.store, manifest.group
     manifest.begin()
@@ -199,7 +218,7 @@ def see_through(manifest: Manifest, crew: Crew, quiet: bool) -> None:
         try:
             while manifest.rows < total or waiting(store, group):
                 crew.tend()
-                time.sleep(LOOK)
+                crew.wait(LOOK)
                 manifest.follow()
                 bar.update(manifest.rows - bar.n)
         except KeyboardInterrupt:

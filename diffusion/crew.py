@@ -7,6 +7,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -68,6 +69,9 @@ class Crew:
         process.start()
         theirs.close()
         return name, process, ours
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def stop(self) -> None:
         """Has every worker end its step and give its jobs back, and waits for that."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from clip.durable import aside
 from diffusion.job import Job
 from diffusion.request import to_json
+from diffusion.shelf import Shelf
 from diffusion.store import Store
 
 
@@ -46,14 +47,14 @@ class Manifest:
 
     def _lines(self, jobs: Iterable[Job]) -> Iterable[str]:
         for job in jobs:
-            yield row(job)
+            yield row(job, self.store.shelf)
             self.after = job.ended or self.after
             self.counts[job.state] = self.counts.get(job.state, 0) + 1
 
 
-def row(job: Job) -> str:
+def row(job: Job, shelf: Shelf) -> str:
     said = {
-        "path": job.file,
+        "path": job.file and shelf.path(job.file),
         "request": to_json(job.request),
         "seed": job.request.seed,
         "seconds": None if job.seconds is None else round(job.seconds, 3),

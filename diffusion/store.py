@@ -22,10 +22,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from clip.durable import write_atomically
 from diffusion.job import ENDED, STATES, Job, shape
 from diffusion.metadata import Named, digest, model_digest
 from diffusion.request import FILES, Request, Resolved, file_name, from_json, to_json
+from diffusion.shelf import Folder, Shelf
 
 VERSION = 1
 BUSY = 60  # seconds that a change waits for those of other processes
@@ -58,9 +58,10 @@ TIMES = "created, started, finished, ended"
 class Store:
     """The jobs of a folder; threads may share it."""
 
-    def __init__(self, folder: Path, file: str = "jobs.sqlite") -> None:
+    def __init__(self, folder: Path, file: str = "jobs.sqlite", shelf: Shelf | None = None) -> None:
+        """The pictures lie in the folder, too, where no other `shelf` is named."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path = folder, folder / file
+        self.folder, self.path, self.shelf = folder, folder / file, shelf or Folder(folder)
         self._lock = threading.RLock()
         self._connection = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
         try:
@@ -144,7 +145,7 @@ class Store:
                     continue
                 number, state = found
                 change.execute('UPDATE jobs SET "group" = ? WHERE number = ?', (group, number))
-                if state in ENDED and not (state == "done" and (self.folder / name).is_file()):
+                if state in ENDED and not (state == "done" and self.shelf.holds(name)):
                     self._queue(change, "number = ?", (number,), now)
             keys = [f"{kind} {name}" for name in missing]
             self._insert(change, [*missing.values()], model, group, keys, 0, None)
@@ -238,7 +239,7 @@ class Store:
 
     def deliver(self, job: Job, worker: str, data: bytes) -> bool:
         """Writes a picture's file, and when it is on the disk says that the job is done; see `finish`."""
-        write_atomically(self.folder / job.name, data, _part(job.id, worker))
+        self.shelf.put(job.name, data, _part(job.id, worker))
         return self.finish(job, worker)
 
     def finish(self, job: Job, worker: str) -> bool:
@@ -378,8 +379,8 @@ class Store:
         sql = f"SELECT number, id, name, tries, worker FROM jobs WHERE {where}"
         held = change.execute(sql, values).fetchall()
         for number, id, name, tries, worker in held:
-            (self.folder / _part(id, worker)).unlink(missing_ok=True)  # half a file, where it died while writing
-            if (self.folder / name).is_file():
+            self.shelf.drop(_part(id, worker))  # half a file, where it died while writing
+            if self.shelf.holds(name):
                 self._end(change, [number], "done", None)
             elif tries >= MAX_LOST:
                 self._end(change, [number], "parked", f"Its worker was lost {tries} times; is the memory too small?")

@@ -106,7 +106,8 @@ def test_mistakes_name_their_line(
         (["--x", "steps=1,two"], "The steps is 'two'"),
         (["--set", "steps=1,2"], "--set steps has 2 values; give one, or a grid by --x."),
         (["--shard", "4/4"], "--shard is '4/4'; expected as 0/4"),
-        (["--shard", "0/2", "--x", "steps=1,2"], "leave --shard out"),
+        (["--shard", "0/2", "--x", "steps=1,2"], "leave --shard and --pictures out"),
+        (["--pictures", "file:///tmp"], "--pictures is for the actors of --ray"),
         (["--workers", "0"], "--workers is 0; expected 1 or more."),
     ],
 )

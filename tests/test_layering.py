@@ -21,6 +21,8 @@ LATE = {
     "diffusion/foreign.py": {"diffusers", "transformers"},
     "diffusion/credentials.py": {"c2pa", "cryptography"},
     "diffusion/hub.py": {"huggingface_hub"},
+    "diffusion/cluster.py": {"ray"},
+    "diffusion/shelf.py": {"fsspec"},
 }
 FILES = [path.relative_to(ROOT).as_posix() for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 

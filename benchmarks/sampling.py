@@ -1,13 +1,14 @@
 """How long a picture takes in a warm process, here and with diffusers, on the same weights, noise, steps and scheduler.
 
-Rows are pairs of sides that make the same picture in turn, A B A B ..., each pair in a process of its own:
+All sides make the same picture in turn, A B C A B C ..., in one process; rows are pairs of them:
 
     oboro       our pipeline as it is
     plain       the control: our pipeline with every optimisation off, which must take what B0 takes
     B0          diffusers' StableDiffusionPipeline, eager, by its defaults
     B1          the same, tuned: channels last, projections fused, the U-Net compiled
 
-Everything from prompt to picture counts. Ratios are taken pair by pair; below 1, the first side is faster.
+Everything from prompt to picture counts. Ratios are taken round by round; below 1, the first side is faster. Each side
+makes a picture before, in which it records or compiles. Memory is what a process of its own takes for one.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.activation import bound
 from benchmarks.difference import difference
 from benchmarks.measure import interval, machine, peak_memory
 from benchmarks.stable_diffusion import save_sd15
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--sd15", type=Path, metavar="FOLDER", help="its full size with random weights, made in FOLDER: 4.3 GB")
     add("--size", type=int, help="pixels a side (default: the model's own)")
     add("--steps", type=int, help="default: the model's own")
-    add("--pairs", type=int, default=7, help="measured, after a warm-up (default: %(default)s)")
+    add("--pairs", type=int, default=7, help="rounds measured, after a warm-up (default: %(default)s)")
     add("--batch", type=int, nargs="+", default=[1], help="pictures at a time (default: 1)")
     add("--device", default="cpu")
     add("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
@@ -114,20 +116,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = asdict(Settings(model, args.device, args.dtype, args.size, args.steps))
     work = Work(**apart("resolved", settings=settings))
     print(f"{Path(model).name}, {args.device}, {args.dtype}: {PROMPT!r}, {work.size}x{work.size}, ", end="")
-    print(f"{work.steps} steps of {work.sampler}, guidance {work.guidance:g}. {args.pairs} pairs, two runs before.\n")
+    print(f"{work.steps} steps of {work.sampler}, guidance {work.guidance:g}. {args.pairs} pairs, a run before.\n")
     print("| pictures | A | B | A, s | B, s | A / B (95 %) | PSNR, dB | largest | within 1 | A, MiB | B, MiB |")
     print("|--:|:--|:--|--:|--:|:--|--:|--:|--:|--:|--:|")
     for batch in args.batch:
         given = asdict(replace(work, batch=batch))
-        for a, b in [*(("oboro", other) for other in args.against), ("plain", "B0")]:
-            row = apart("compared", work=given, a=a, b=b, pairs=args.pairs)
-            peaks = [apart("peak", work=given, name=name) for name in (a, b)]
-            cells = (batch, a, b, *row["medians"], row["ratio"], row["figures"], *peaks)
+        rows = [*(("oboro", other) for other in args.against), ("plain", "B0")]
+        found = apart("compared", work=given, rows=rows, pairs=args.pairs)
+        peaks = {name: apart("peak", work=given, name=name) for name in found["sides"]}
+        for (a, b), row in zip(rows, found["rows"], strict=True):
+            cells = (batch, a, b, *row["medians"], row["ratio"], row["figures"], peaks[a], peaks[b])
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
-            if b == "B1":
-                print(f"B1's first picture, which compiles, took {row['first'][1]:.1f} s.", file=sys.stderr)
-    print("\nWhere our time goes, one picture:\n\n| part | share |\n|:--|--:|")
-    for part, share in apart("shares", work=asdict(work)).items():
+        if "B1" in args.against:
+            print(f"B1's first picture, which compiles, took {found['first']['B1']:.1f} s.", file=sys.stderr)
+        if batch == 1:
+            weights, activation = (round(size / 2**20) for size in apart("room", work=given))
+            ratio = peaks["oboro"] / (weights + activation)
+            print(f"\nWeights {weights} MiB, largest activation {activation} MiB; oboro takes {ratio:.2f} times both.")
+    print("\nWhere our time goes, one picture of the last row:\n\n| part | share |\n|:--|--:|")
+    for part, share in found["shares"].items():
         print(f"| {part} | {share:.1%} |")
     print(f"\n{machine()}; load before the first run {load:.2f}.")
     return 0
@@ -153,20 +160,30 @@ def resolved(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | more | {"shape": pipeline.shape(asked)}
 
 
-def compared(work: dict[str, Any], a: str, b: str, pairs: int) -> dict[str, Any]:
-    """The two sides in turn: medians, the ratio with its interval, and how far their pictures are apart."""
+def compared(work: dict[str, Any], rows: list[tuple[str, str]], pairs: int) -> dict[str, Any]:
+    """The sides in turn; a row's medians, its ratio with the interval, and how far its pictures are apart."""
     given = Work(**work)
-    sides = [side(name, given) for name in (a, b)]
-    first = [seconds(make, given.device) for make in sides]  # records, or compiles
-    pictures = [make()[0] for make in sides]
-    times = [tuple(seconds(make, given.device) for make in sides) for _ in range(pairs)]
-    low, middle, high = interval([ours / theirs for ours, theirs in times])
-    return {
-        "medians": [f"{statistics.median(column):.3f}" for column in zip(*times, strict=True)],
-        "ratio": f"{middle:.3f} ({low:.3f} to {high:.3f})",
-        "figures": difference(*pictures).figures,
-        "first": first,
-    }
+    sides = {name: side(name, given) for name in dict.fromkeys(name for row in rows for name in row)}
+    first, pictures = {}, {}
+    for name, make in sides.items():
+        first[name], (pictures[name], *_) = timed(make, given.device)
+    rounds = [{name: timed(make, given.device)[0] for name, make in sides.items()} for _ in range(pairs)]
+    found = []
+    for a, b in rows:
+        low, middle, high = interval([times[a] / times[b] for times in rounds])
+        found.append({
+            "medians": [f"{statistics.median(times[name] for times in rounds):.3f}" for name in (a, b)],
+            "ratio": f"{middle:.3f} ({low:.3f} to {high:.3f})",
+            "figures": difference(pictures[a], pictures[b]).figures,
+        })
+    shares_of_ours = shares(sides["oboro"], given.device)
+    return {"sides": list(sides), "rows": found, "first": first, "shares": shares_of_ours}
+
+
+def room(work: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of the weights, and of the largest activation."""
+    given = Work(**work)
+    return bound(load_model(given.model, getattr(torch, given.dtype)), tuple(given.shape))
 
 
 def peak(work: dict[str, Any], name: str) -> int:
@@ -203,12 +220,13 @@ def side(name: str, work: Work) -> Make:
     ).images  # fmt: skip
 
 
-def seconds(make: Make, device: str) -> float:
+def timed(make: Make, device: str) -> tuple[float, list[Image.Image]]:
+    """Seconds, and the pictures."""
     synchronize(device)
     start = time.perf_counter()
-    make()
+    pictures = make()
     synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, pictures
 
 
 def synchronize(device: str) -> None:
@@ -223,11 +241,9 @@ def memory(device: str) -> float:
     return peak_memory()
 
 
-def shares(work: dict[str, Any]) -> dict[str, float]:
-    """The share of each kind of operator in the time that one picture of ours takes, the largest first."""
-    given = Work(**work)
-    make, cuda = side("oboro", given), given.device.startswith("cuda")
-    make()
+def shares(make: Make, device: str) -> dict[str, float]:
+    """The share of each kind of operator in the time that a warm side takes, the largest first."""
+    cuda = device.startswith("cuda")
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as taken:
         make()
     spent: dict[str, float] = {}
@@ -239,7 +255,7 @@ def shares(work: dict[str, Any]) -> dict[str, float]:
     return {kind: own / total for kind, own in sorted(spent.items(), key=lambda item: -item[1])}
 
 
-TASKS: dict[str, Callable[..., Any]] = {task.__name__: task for task in (resolved, compared, peak, shares)}
+TASKS: dict[str, Callable[..., Any]] = {task.__name__: task for task in (resolved, compared, peak, room)}
 
 if __name__ == "__main__":
     sys.exit(main())

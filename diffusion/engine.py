@@ -25,6 +25,7 @@ M = TypeVar("M", bound=nn.Module)
 # Numbers of the largest latents, times the U-Net's first width, whose steps are recorded. Above, kernels take so
 # long that the way to them is nothing, and buffers would be large.
 RECORDED = 2**18
+WEIGHTS = 2**26  # of the largest network that is recorded: a recording keeps what it makes of weights
 TABLED = 1000  # times whose embeddings are kept
 
 
@@ -61,6 +62,7 @@ class FastUNet(UNet, Prepared):
         self.widths = [module.conv1.out_channels for module in self.modules() if isinstance(module, ResBlock)]
         self.table: dict[float, Tensor] = {}
         self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+        self.small = sum(weight.numel() for weight in self.parameters()) <= WEIGHTS
 
     def forward(self, x: Tensor, t: Tensor, text: Context) -> Tensor:  # type: ignore[override]
         """As the network's, but for a batch that is all at one time."""
@@ -68,7 +70,8 @@ class FastUNet(UNet, Prepared):
         if x.stride(0) == 0 and added is None:
             x = x[:1]  # equal rows part at the first text that they attend to
         inputs = [x, self.time(t, added), *(tensor for pair in keys_values for tensor in pair)]
-        if not x.is_cpu or x[0, 0].numel() * self.config.block_out_channels[0] > RECORDED:
+        numbers = x[0, 0].numel() * self.config.block_out_channels[0]
+        if not (self.small and x.is_cpu and numbers <= RECORDED):
             return self.flat(*inputs)
         shapes = tuple(tensor.shape for tensor in inputs)
         if shapes not in self.recordings:

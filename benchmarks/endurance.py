@@ -82,9 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(args, calm, storm, hits)
 
 
-def write_requests(path: Path, count: int, steps: int) -> None:
-    prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
-    rows = ({"prompt": prompts[i % len(prompts)], "seed": i, "steps": steps} for i in range(count))
+def write_requests(path: Path, count: int, steps: int | None) -> None:
+    """Requests that all differ; where no number of steps is named, of the model's own."""
+    prompts, more = PROMPTS.read_text(encoding="utf-8").splitlines(), {"steps": steps} if steps else {}
+    rows = ({"prompt": prompts[i % len(prompts)], "seed": i, **more} for i in range(count))
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 

@@ -199,11 +199,13 @@ def queue(
     asked: Iterator[Resolved], total: int, pipeline: AnyPipeline, store: Store, group: str, crew: Crew | RayCrew
 ) -> Iterator[str]:
     """Has the store require every request, the workers beginning with the first; the pictures' names."""
+    missing = 0
     with tqdm(desc="queueing", total=total, unit="request", disable=None, file=sys.stderr, leave=False) as bar:
         while chunk := [*itertools.islice(asked, CHUNK)]:
-            store.require(chunk, pipeline.model, group)
+            missing += store.require(chunk, pipeline.model, group)
             bar.update(len(chunk))
-            crew.tend()
+            if missing:
+                crew.tend()
             yield from (f"{digest(request, pipeline.model)}.png" for request in chunk)
 
 

@@ -72,7 +72,7 @@ class Errand:
             self.stop.set()
         return jobs
 
-    def renew(self, worker: str, seconds: float, seen: Mapping[str, tuple[int, int]] = {}) -> set[str]:
+    def renew(self, worker: str, seconds: float, seen: Mapping[str, tuple[int, int]]) -> set[str]:
         return set()
 
     def deliver(self, job: Job, worker: str, data: bytes) -> bool:

@@ -66,7 +66,11 @@ class Crew:
         theirs, ours = SPAWN.Pipe(duplex=False)
         args = argparse.Namespace(**vars(self.args) | {"device": _device(self.args.device, index)})
         process = SPAWN.Process(target=work, args=(name, args, self.place, theirs), daemon=True)
+        # Ctrl-C goes to all processes of a terminal, and the driver alone says what it means. What is ignored here
+        # stays so in a child, from its first moment.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         process.start()
+        signal.signal(signal.SIGINT, before)
         theirs.close()
         return name, process, ours
 
@@ -89,8 +93,7 @@ class Crew:
 
 def work(name: str, args: argparse.Namespace, place: Place, line: Connection) -> None:
     """The whole life of a worker's process. `line` says when to stop, and closes when the driver has died."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # Ctrl-C goes to all of us, and the driver tells what it means
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as with Ctrl-C, the driver says what it means
     stop = threading.Event()
     threading.Thread(target=_listen, args=(line, stop), daemon=True).start()
     torch.set_num_threads(place.threads)

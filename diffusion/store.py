@@ -125,15 +125,16 @@ class Store:
                         raise ValueError(f"The idempotency key {key!r:.80} came with other requests; use a new one.")
                     return self.jobs(group=found[0])[::-1]
             keys = [key and f"{key} {i}" for i in range(len(requests))]
-            ids = self._insert(change, requests, model, _id(), keys, priority, said if key else None)
+            ids = self._insert(change, requests, model, _id(), keys, priority)
+            change.execute("UPDATE jobs SET asked = ? WHERE key = ?", (said, f"{key} 0"))
             return self._jobs(f"WHERE id IN ({_marks(ids)}) ORDER BY number", ids)
 
-    def require(self, requests: Sequence[Resolved], model: Named, group: str) -> None:
+    def require(self, requests: Sequence[Resolved], model: Named, group: str) -> int:
         """Has each picture be there once, by its name: what is missing is queued, what failed is tried again.
 
-        All of them then belong to `group`.
+        All of them then belong to `group`. How many were queued.
         """
-        kind, now = model_digest(model), time.time()
+        kind, now, queued = model_digest(model), time.time(), 0
         with self._change() as change:
             missing = dict[str, Resolved]()
             for request in requests:
@@ -146,9 +147,10 @@ class Store:
                 number, state = found
                 change.execute('UPDATE jobs SET "group" = ? WHERE number = ?', (group, number))
                 if state in ENDED and not (state == "done" and self.shelf.holds(name)):
-                    self._queue(change, "number = ?", (number,), now)
+                    queued += len(self._queue(change, "number = ?", (number,), now))
             keys = [f"{kind} {name}" for name in missing]
-            self._insert(change, [*missing.values()], model, group, keys, 0, None)
+            self._insert(change, [*missing.values()], model, group, keys, 0)
+            return queued + len(missing)
 
     def _insert(
         self,
@@ -158,7 +160,6 @@ class Store:
         group: str,
         keys: Sequence[str | None],
         priority: int,
-        asked: str | None,
     ) -> list[str]:
         kind, now = model_digest(model), time.time()
         blobs = {file_name(data): data for request in requests for data in _files(request)}
@@ -167,10 +168,10 @@ class Store:
         for request, key in zip(requests, keys, strict=True):
             said = json.dumps(to_json(request), ensure_ascii=False)
             name = f"{digest(request, model)}.png"
-            rows.append((_id(), group, key, asked, said, shape(request), kind, name, priority, now))
+            rows.append((_id(), group, key, said, shape(request), kind, name, priority, now))
         change.executemany(
-            'INSERT INTO jobs (id, "group", key, asked, request, shape, model, name, priority, created)'
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            'INSERT INTO jobs (id, "group", key, request, shape, model, name, priority, created)'
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             rows,
         )
         return [row[0] for row in rows]
@@ -226,15 +227,18 @@ class Store:
             )
             return self._jobs(f"WHERE number IN ({_marks(numbers)}) ORDER BY number", numbers)
 
-    def renew(self, worker: str, seconds: float, seen: Mapping[str, tuple[int, int]] = {}) -> set[str]:
-        """Extends a worker's leases and says how far its jobs are, by id; which of them were cancelled meanwhile."""
+    def renew(self, worker: str, seconds: float, seen: Mapping[str, tuple[int, int]]) -> set[str]:
+        """Extends a worker's leases of those jobs and says how far they are: the evaluation, of how many.
+
+        Which of its jobs were cancelled meanwhile.
+        """
+        expires = time.time() + seconds
         with self._change() as change:
             change.executemany(
-                "UPDATE jobs SET evaluation = ?, evaluations = ? WHERE id = ? AND worker = ?",
-                [(*evaluations, id, worker) for id, evaluations in seen.items()],
+                "UPDATE jobs SET evaluation = ?, evaluations = ?, expires = ?"
+                " WHERE id = ? AND worker = ? AND state = 'running'",
+                [(*evaluations, expires, id, worker) for id, evaluations in seen.items()],
             )
-            held = "UPDATE jobs SET expires = ? WHERE worker = ? AND state = 'running'"
-            change.execute(held, (time.time() + seconds, worker))
             return {*_column(change.execute("SELECT id FROM jobs WHERE worker = ? AND state = 'cancelled'", (worker,)))}
 
     def deliver(self, job: Job, worker: str, data: bytes) -> bool:

@@ -77,6 +77,7 @@ class Worker:
     def _make(self, jobs: Sequence[Job], stop: threading.Event, seen: Seen | None) -> None:
         """Jobs of one shape; together as long as that works, and each alone where it does not."""
         self.seen = {job.id: (0, 0) for job in jobs}
+        self.cancelled.difference_update(self.seen)  # what was cancelled once, and queued again since
         todo, together = [*jobs], len(jobs)
         while (todo := [job for job in todo if job.id not in self.cancelled]) and not stop.is_set():
             part = todo[:together]
@@ -95,7 +96,6 @@ class Worker:
                 self.store.fail(part[0], self.name, _sentence(error, short), final=isinstance(error, ValueError))
                 todo.remove(part[0])
         self.seen = {}
-        self.cancelled.clear()
         if stop.is_set():
             self.store.release(self.name)
 

@@ -125,15 +125,15 @@ def test_renewal_holds_a_lease_and_tells_of_cancelled_jobs(pipeline: Pipeline, s
     store.submit(requests(pipeline, 2), pipeline.model)
     kind = model_digest(pipeline.model)
     first, second = store.lease("a", kind, 2, -1)
-    assert store.renew("a", 60, {first.id: (3, 4)}) == set()
+    assert store.renew("a", 60, {first.id: (3, 4), second.id: (0, 0)}) == set()
     assert store.lease("b", kind, 2, 60) == []
     assert (store.get(first.id).evaluation, store.get(first.id).evaluations) == (3, 4)
     assert store.cancel([second.id]) == [second.id]
-    assert store.renew("a", 60) == {second.id}
+    assert store.renew("a", 60, {}) == {second.id}
     assert not store.deliver(second, "a", FILE)
     assert states(store) == ["running", "cancelled"]
     assert store.retry(second.group) == [second.id]
-    assert store.renew("a", 60) == set()
+    assert store.renew("a", 60, {}) == set()
 
 
 def test_what_was_tried_in_vain_is_parked_and_retried_when_asked(pipeline: Pipeline, store: Store) -> None:
@@ -180,14 +180,14 @@ def test_pages_and_ends_in_order(pipeline: Pipeline, store: Store) -> None:
 
 def test_required_pictures_are_there_once(pipeline: Pipeline, store: Store) -> None:
     asked, kind = requests(pipeline, 4), model_digest(pipeline.model)
-    store.require([*asked, asked[0]], pipeline.model, "first")
+    assert store.require([*asked, asked[0]], pipeline.model, "first") == 4
     assert states(store) == ["queued"] * 4
     done, deleted, parked = store.lease("a", kind, 3, 60)
     store.deliver(done, "a", FILE)
     store.deliver(deleted, "a", FILE)
     (store.folder / deleted.name).unlink()
     store.fail(parked, "a", "an error", final=True)
-    store.require(asked, pipeline.model, "second")
+    assert store.require(asked, pipeline.model, "second") == 2
     assert states(store) == ["done", "queued", "queued", "queued"]
     assert {job.group for job in store.jobs()} == {"second"}
 
@@ -277,6 +277,15 @@ def test_a_cancel_stops_the_picture_at_the_next_step(pipeline: Pipeline, store: 
     assert states(store) == ["cancelled", "done"]
     assert steps == [jobs[0].id] * 3 + [jobs[1].id] * 50
     assert {path.name for path in store.folder.glob("*.png")} == {jobs[1].name}
+
+
+def test_a_cancelled_job_that_is_tried_again_is_made(pipeline: Pipeline, store: Store) -> None:
+    (job,) = store.submit(requests(pipeline, 1), pipeline.model)
+    worker = Worker(pipeline, store, "a")
+    worker.cancel(store.cancel(job.id))
+    store.retry(job.id)
+    Until(store).work(worker)
+    assert states(store) == ["done"]
 
 
 def test_a_stop_queues_again_what_is_unfinished(pipeline: Pipeline, store: Store) -> None:

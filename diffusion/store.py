@@ -14,21 +14,19 @@ import hashlib
 import json
 import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from diffusion.database import Database, marks
 from diffusion.job import ENDED, STATES, Job, shape
 from diffusion.metadata import Named, digest, model_digest
 from diffusion.request import FILES, Request, Resolved, file_name, from_json, to_json
 from diffusion.shelf import Folder, Shelf
 
 VERSION = 1
-BUSY = 60  # seconds that a change waits for those of other processes
 MAX_TRIES = 2  # that end in an error
 # Tries that end with their worker. A request that kills it looks like one that stood by when it was killed; those are
 # tried again alone, and a third time, for one that stood by twice is likelier than it seems where workers often die.
@@ -62,43 +60,11 @@ class Store:
         """The pictures lie in the folder, too, where no other `shelf` is named."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.path, self.shelf = folder, folder / file, shelf or Folder(folder)
-        self._lock = threading.RLock()
-        self._connection = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-        try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            self._connection.close()
-            raise ValueError(f"{self.path} cannot be opened as a store of jobs: {error}.") from None
-
-    def _open(self) -> None:
-        with self._lock:
-            if self._one("PRAGMA journal_mode") != "wal":
-                self._become_wal()
-            self._connection.execute("PRAGMA synchronous = FULL")
-        with self._change() as change:
-            version = self._one("PRAGMA user_version")
-            if version == 0:
-                for statement in filter(str.strip, SCHEMA.split(";")):
-                    change.execute(statement)
-                change.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise ValueError(f"{self.path} is of version {version} and {VERSION} is read here; use another folder.")
-
-    def _become_wal(self) -> None:
-        """SQLite waits for no other process here, so it is asked again."""
-        for wait in range(100):
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError:
-                if wait == 99:
-                    raise
-                time.sleep(0.05)
+        self._database = Database(self.path, SCHEMA, VERSION)
 
     def close(self) -> None:
         """Ends this process's part in it; a store that is used again is opened again."""
-        with self._lock:
-            self._connection.close()
+        self._database.close()
 
     # what is asked for
 
@@ -117,7 +83,7 @@ class Store:
         requests came with it. `asked` is what is compared, where `requests` hold seeds that were drawn for it.
         """
         said = json.dumps([to_json(request) for request in asked or requests], ensure_ascii=False)
-        with self._change() as change:
+        with self._database.change() as change:
             if key is not None:
                 sql = 'SELECT "group", asked FROM jobs WHERE key = ?'
                 if found := change.execute(sql, (f"{key} 0",)).fetchone():
@@ -127,7 +93,7 @@ class Store:
             keys = [key and f"{key} {i}" for i in range(len(requests))]
             ids = self._insert(change, requests, model, _id(), keys, priority)
             change.execute("UPDATE jobs SET asked = ? WHERE key = ?", (said, f"{key} 0"))
-            return self._jobs(f"WHERE id IN ({_marks(ids)}) ORDER BY number", ids)
+            return self._jobs(f"WHERE id IN ({marks(ids)}) ORDER BY number", ids)
 
     def require(self, requests: Sequence[Resolved], model: Named, group: str) -> int:
         """Has each picture be there once, by its name: what is missing is queued, what failed is tried again.
@@ -135,7 +101,7 @@ class Store:
         All of them then belong to `group`. How many were queued.
         """
         kind, now, queued = model_digest(model), time.time(), 0
-        with self._change() as change:
+        with self._database.change() as change:
             missing = dict[str, Resolved]()
             for request in requests:
                 name = f"{digest(request, model)}.png"
@@ -178,21 +144,21 @@ class Store:
 
     def cancel(self, names: str | Iterable[str]) -> list[str]:
         """Ends what has not ended, of jobs and groups by their ids; the ids of those that it ended."""
-        with self._change() as change:
+        with self._database.change() as change:
             numbers = self._named(change, names, ("queued", "running"))
             return self._end(change, numbers, "cancelled", None)
 
     def retry(self, names: str | Iterable[str] | None = None) -> list[str]:
         """Queues again what failed, was parked or cancelled, of jobs and groups by their ids, or all; their ids."""
-        with self._change() as change:
+        with self._database.change() as change:
             if names is None:
                 return self._queue(change, "state IN ('failed', 'parked', 'cancelled')", (), time.time())
             numbers = self._named(change, names, ("failed", "parked", "cancelled"))
-            return self._queue(change, f"number IN ({_marks(numbers)})", numbers, time.time())
+            return self._queue(change, f"number IN ({marks(numbers)})", numbers, time.time())
 
     def dismiss(self, groups: str) -> None:
         """Cancels what groups whose id matches a pattern still wait for; their workers are known to be dead."""
-        with self._change() as change:
+        with self._database.change() as change:
             self._lose(change, "state = 'running' AND \"group\" GLOB ?", (groups,))
             sql = "SELECT number FROM jobs WHERE state = 'queued' AND \"group\" GLOB ?"
             self._end(change, _column(change.execute(sql, (groups,))), "cancelled", None)
@@ -205,13 +171,13 @@ class Store:
         One that was tried before comes alone, so that no other suffers for it.
         """
         now = time.time()
-        if not self._one(
+        if not self._database.one(
             "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND model = ?)"
             " OR EXISTS (SELECT 1 FROM jobs WHERE state = 'running' AND expires < ?)",
             (model, now),
         ):
             return []  # without waiting for those who change something
-        with self._change() as change:
+        with self._database.change() as change:
             self._lose(change, "state = 'running' AND expires < ?", (now,))
             turn = "state = 'queued' AND model = ? ORDER BY priority DESC, number"
             first = change.execute(f"SELECT shape, priority, tries FROM jobs WHERE {turn} LIMIT 1", (model,)).fetchone()
@@ -222,10 +188,10 @@ class Store:
             numbers = _column(change.execute(f"SELECT number FROM jobs WHERE {alike} LIMIT ?", (model, *first, limit)))
             change.execute(
                 "UPDATE jobs SET state = 'running', tries = tries + 1, worker = ?, expires = ?, started = ?,"
-                f" evaluation = 0, evaluations = 0 WHERE number IN ({_marks(numbers)})",
+                f" evaluation = 0, evaluations = 0 WHERE number IN ({marks(numbers)})",
                 (worker, now + seconds, now, *numbers),
             )
-            return self._jobs(f"WHERE number IN ({_marks(numbers)}) ORDER BY number", numbers)
+            return self._jobs(f"WHERE number IN ({marks(numbers)}) ORDER BY number", numbers)
 
     def renew(self, worker: str, seconds: float, seen: Mapping[str, tuple[int, int]]) -> set[str]:
         """Extends a worker's leases of those jobs and says how far they are: the evaluation, of how many.
@@ -233,7 +199,7 @@ class Store:
         Which of its jobs were cancelled meanwhile.
         """
         expires = time.time() + seconds
-        with self._change() as change:
+        with self._database.change() as change:
             change.executemany(
                 "UPDATE jobs SET evaluation = ?, evaluations = ?, expires = ?"
                 " WHERE id = ? AND worker = ? AND state = 'running'",
@@ -248,13 +214,13 @@ class Store:
 
     def finish(self, job: Job, worker: str) -> bool:
         """The picture's file is on the disk. False where the job had ended before, by another worker or a cancel."""
-        with self._change() as change:
+        with self._database.change() as change:
             numbers = self._named(change, job.id, ("queued", "running"))
             return bool(self._end(change, numbers, "done", None))
 
     def fail(self, job: Job, worker: str, error: str, final: bool = False) -> None:
         """The job is queued again after its first error, and parked after the second; failed at once where `final`."""
-        with self._change() as change:
+        with self._database.change() as change:
             sql = "SELECT number, tries FROM jobs WHERE id = ? AND worker = ? AND state = 'running'"
             for number, tries in change.execute(sql, (job.id, worker)).fetchall():
                 if final or tries >= MAX_TRIES:
@@ -264,21 +230,21 @@ class Store:
 
     def release(self, worker: str) -> None:
         """Queues a worker's jobs again, as if they had never been tried: it was asked to stop."""
-        with self._change() as change:
+        with self._database.change() as change:
             sql = "UPDATE jobs SET tries = tries - 1 WHERE worker = ? AND state = 'running' RETURNING number"
             for number in _column(change.execute(sql, (worker,))):
                 self._back(change, number, None)
 
     def lost(self, worker: str) -> int:
         """The worker is known to be dead: its leases end now. How many it had."""
-        with self._change() as change:
+        with self._database.change() as change:
             return self._lose(change, "state = 'running' AND worker = ?", (worker,))
 
     # what there is
 
     def knows(self, key: str) -> bool:
         """Whether something was submitted with the idempotency key."""
-        return bool(self._one("SELECT EXISTS (SELECT 1 FROM jobs WHERE key = ?)", (f"{key} 0",)))
+        return bool(self._database.one("SELECT EXISTS (SELECT 1 FROM jobs WHERE key = ?)", (f"{key} 0",)))
 
     def get(self, id: str) -> Job:
         """Raises KeyError for a job that there is not."""
@@ -300,7 +266,7 @@ class Store:
             where, values = [*where, '"group" = ?'], [*values, group]
         if states is not None:
             states = [*states]
-            where, values = [*where, f"state IN ({_marks(states)})"], [*values, *states]
+            where, values = [*where, f"state IN ({marks(states)})"], [*values, *states]
         if before is not None:
             where, values = [*where, "number < (SELECT number FROM jobs WHERE id = ?)"], [*values, before]
         return self._jobs(f"WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?", [*values, limit])
@@ -311,16 +277,15 @@ class Store:
 
     def counts(self, group: str | None = None) -> dict[str, int]:
         """How many jobs there are in each state."""
-        sql = 'SELECT state, count(*) FROM jobs WHERE ? IS NULL OR "group" = ? GROUP BY state'
-        with self._lock:
-            return dict.fromkeys(STATES, 0) | dict(self._connection.execute(sql, (group, group)).fetchall())
+        where, values = ("", ()) if group is None else ('WHERE "group" = ?', (group,))
+        rows = self._database.rows(f"SELECT state, count(*) FROM jobs {where} GROUP BY state", values)
+        return dict.fromkeys(STATES, 0) | dict(rows)
 
     def _jobs(self, where: str, values: Sequence[Any]) -> list[Job]:
-        with self._lock:
-            rows = self._connection.execute(f"SELECT {COLUMNS}, {TIMES} FROM jobs {where}", values).fetchall()
-            requests = [json.loads(row[3]) for row in rows]
-            named = {said[field] for said in requests for field in FILES if field in said}
-            blobs = {name: self._one("SELECT data FROM blobs WHERE name = ?", (name,)) for name in named}
+        rows = self._database.rows(f"SELECT {COLUMNS}, {TIMES} FROM jobs {where}", values)
+        requests = [json.loads(row[3]) for row in rows]
+        named = {said[field] for said in requests for field in FILES if field in said}
+        blobs = {name: self._database.one("SELECT data FROM blobs WHERE name = ?", (name,)) for name in named}
         jobs = []
         for row, said in zip(rows, requests, strict=True):
             files = [blobs[said[field]] for field in FILES if field in said]
@@ -328,29 +293,12 @@ class Store:
             jobs.append(Job(*values))
         return jobs
 
-    def _one(self, sql: str, values: Sequence[Any] = ()) -> Any:
-        with self._lock:
-            return self._connection.execute(sql, values).fetchone()[0]
-
     # the changes that they are made of
-
-    @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: whatever is raised inside leaves everything as it was."""
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
 
     def _named(self, change: sqlite3.Connection, names: str | Iterable[str], states: Sequence[str]) -> list[int]:
         """The jobs of those ids and groups that are in one of the states."""
         names = [names] if isinstance(names, str) else [*names]
-        where = f'(id IN ({_marks(names)}) OR "group" IN ({_marks(names)})) AND state IN ({_marks(states)})'
+        where = f'(id IN ({marks(names)}) OR "group" IN ({marks(names)})) AND state IN ({marks(states)})'
         return _column(change.execute(f"SELECT number FROM jobs WHERE {where}", [*names, *names, *states]))
 
     def _end(self, change: sqlite3.Connection, numbers: Sequence[int], state: str, error: str | None) -> list[str]:
@@ -409,10 +357,6 @@ def _id() -> str:
 def _part(id: str, worker: str) -> str:
     """The name that a worker writes a job's file under before it is whole."""
     return f".{id}-{hashlib.sha256(worker.encode()).hexdigest()[:8]}.part"
-
-
-def _marks(values: Sequence[Any]) -> str:
-    return ", ".join("?" * len(values))
 
 
 def _column(rows: Iterable[tuple[Any, ...]]) -> list[Any]:

@@ -7,8 +7,8 @@ the same in another order: a picture is the same up to rounding. No gradient flo
 """
 
 import copy
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,12 @@ class FastAttention(Attention, Prepared):
             self.joined = torch.cat([layer.weight.data for layer in layers])
             for layer, part in zip(layers, self.joined.chunk(3), strict=True):
                 layer.weight.data = part
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What moves layers, as `to` does, takes them apart: they are joined anew where they are then."""
+        super()._apply(fn, recurse)
+        self.prepare()
+        return self
 
     @property
     def out(self) -> nn.Linear:

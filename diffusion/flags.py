@@ -27,6 +27,7 @@ def add_model(parser: argparse.ArgumentParser, lora: bool = True) -> None:
     add("--loras", type=Path, dest="folder_of_loras", metavar="FOLDER", help="where the LoRAs are")
     add("--embeddings", type=Path, dest="folder_of_embeddings", metavar="FOLDER", help="of textual inversion's words")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    add("--offload", action="store_true", help="each network on the device in its own phase alone: less of its memory")
     add("--dtype", choices=DTYPES, default="float32", help="what the U-Net runs in (default: %(default)s)")
 
 
@@ -36,7 +37,7 @@ def open_model(args: argparse.Namespace) -> AnyPipeline:
     folders = args.folder_of_loras, args.folder_of_embeddings
     return open_pipeline(
         args.model, device, dtype, *folders, vae=args.vae, prediction_type=args.prediction_type,
-        tokenizer=args.tokenizer, allow_download=args.allow_download,
+        tokenizer=args.tokenizer, allow_download=args.allow_download, offload=args.offload,
     )  # fmt: skip
 
 

@@ -51,17 +51,22 @@ def open_pipeline(
     prediction_type: str | None = None,
     tokenizer: Path | None = None,
     allow_download: bool = False,
+    offload: bool = False,
 ) -> AnyPipeline:
     """Opens the model that is named by its path, or by its name where it is shipped or on the Hugging Face Hub.
 
+    With `offload` each network is on the device in its own phase alone, where its memory is short of all of them.
     `loras` and `embeddings` are the folders that requests and prompts take theirs from; the rest is for `load_model`.
     Raises ValueError, in one sentence, for a model that is not whole, not sound, or of an unknown kind.
     """
+    if offload and torch.device(device).type == "cpu":
+        raise ValueError("--offload spares another device's memory, and --device is cpu; leave one of them out.")
     path = find_model(model, allow_download)
     if kind := foreign_kind(path):
-        for flag, value in (("vae", vae), ("prediction-type", prediction_type), ("tokenizer", tokenizer)):
-            if value is not None:
+        flags = {"vae": vae, "prediction-type": prediction_type, "tokenizer": tokenizer, "offload": offload}
+        for flag, value in flags.items():
+            if value:
                 raise ValueError(f"{path} is a {kind}, which takes no --{flag}.")
         return ForeignPipeline(ForeignModel(path, kind), device, dtype)
     loaded = load_model(path, dtype, vae=vae, prediction_type=prediction_type, tokenizer=tokenizer)
-    return Pipeline(loaded, device, dtype, loras, embeddings)
+    return Pipeline(loaded, device, dtype, loras, embeddings, offload)

@@ -6,12 +6,13 @@ What may stand before it, an image, is in inpainting.py; what may follow, a larg
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.adapters import Adapters, Lora
 from diffusion.canvas import Canvas
@@ -75,16 +76,19 @@ class Pipeline:
         dtype: torch.dtype = torch.float32,
         loras: Path | None = None,  # the folder that requests take theirs from
         embeddings: Path | None = None,  # the folder of words with vectors of their own
+        offload: bool = False,  # each network is on the device in its own phase alone, and on the CPU else
         fast: bool = True,  # False: the networks as they were trained, as a measure of what the engine gives
     ) -> None:
         self.model = model
         self.device = torch.device(device)
         self.fast = fast
         self.dtype = dtype  # of the U-Net alone: it runs at every step, the others once a picture
-        self.text_encoders = [encoder.to(self.device) for encoder in model.text_encoders]
+        self.offload = offload
+        home = torch.device("cpu") if offload else self.device
+        self.text_encoders = [encoder.to(home) for encoder in model.text_encoders]
         self.embeddings = Embeddings(model, embeddings)
         self.reader = Reader(model, self.text_encoders, dtype, self.embeddings)
-        autoencoder, unet = model.autoencoder.to(self.device), model.unet.to(self.device, dtype)
+        autoencoder, unet = model.autoencoder.to(home), model.unet.to(home, dtype)
         if fast:
             autoencoder, unet = accelerate(autoencoder), accelerate(unet)
         self.autoencoder = autoencoder
@@ -116,7 +120,8 @@ class Pipeline:
     def _generate(self, request: Resolved, seen: Seen) -> Picture:
         latents, steps = None, 0
         for one in passes(request, self.autoencoder.factor):  # two, where a larger one follows
-            start = self.start(one, latents)
+            with self.there(self.autoencoder):
+                start = self.start(one, latents)
             latents = self.sample(one, start, seen, steps)  # [1, C, h, w]
             steps += one.steps
         assert latents is not None
@@ -125,15 +130,29 @@ class Pipeline:
     def sample(self, request: Resolved, start: Start, seen: Seen, steps: int) -> Tensor:
         """One way down the sigmas => latents [1, C, h, w]; `steps` are those of the passes before."""
         sigmas = self.sigmas(request)  # [steps + 1]
-        texts = self.reader.prompt(request, sigmas, steps)
-        negative = self.reader.negative(request, sigmas, steps)
+        with self.there(*self.text_encoders):
+            texts = self.reader.prompt(request, sigmas, steps)
+            negative = self.reader.negative(request, sigmas, steps)
         rescale, interval = request.guidance_rescale or 0.0, request.guidance_interval or ALL
         denoise = guide(start.show(self.denoiser), texts, negative, request.guidance, rescale, interval)
         denoise = watch(start.hold(denoise), seen)  # (x, sigma) => x0
 
         noise = self.noise(request)
         x = start.noised(noise(), sigmas[0].item(), self.model.noise)  # [1, C, h, w]
-        return self.sampler(request)(denoise, x, sigmas, noise)
+        with self.there(self.denoiser.network):
+            return self.sampler(request)(denoise, x, sigmas, noise)
+
+    @contextmanager
+    def there(self, *networks: nn.Module) -> Iterator[None]:
+        """Inside, the networks are on the device; a preview's autoencoder joins the U-Net there."""
+        moved = networks if self.offload else ()
+        for network in moved:
+            network.to(self.device)
+        try:
+            yield
+        finally:
+            for network in moved:
+                network.to("cpu")
 
     def start(self, request: Resolved, before: Tensor | None) -> Start:
         """What is under the noise: nothing, an image, or the latents of the pass before, enlarged."""
@@ -151,8 +170,10 @@ class Pipeline:
         if not loras:
             return self
         if self._adapted is None or self._adapted[0] != loras:
-            folder, fast = self.embeddings.folder, self.fast
-            adapted = Pipeline(self.adapters.adapt(loras), self.device, self.dtype, embeddings=folder, fast=fast)
+            adapted = Pipeline(
+                self.adapters.adapt(loras), self.device, self.dtype,
+                embeddings=self.embeddings.folder, offload=self.offload, fast=self.fast,
+            )  # fmt: skip
             adapted.adapters = self.adapters
             self._adapted = loras, adapted
         return self._adapted[1]
@@ -184,7 +205,8 @@ class Pipeline:
     @torch.inference_mode()
     def image(self, latents: Tensor) -> Image.Image:
         """Latents [1, C, h, w] => picture."""
-        pixels = self.autoencoder.decode(latents)[0]  # [3, H, W] in [-1, 1]
+        with self.there(self.autoencoder):
+            pixels = self.autoencoder.decode(latents)[0]  # [3, H, W] in [-1, 1]
         if not pixels.isfinite().all():
             raise ValueError(f"The picture's numbers overflowed; {self.dtype} is too narrow for this model.")
         return to_image(pixels.cpu())

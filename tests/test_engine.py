@@ -77,6 +77,17 @@ def test_weights_are_shared():
     assert attention.joined.data_ptr() == attention.to_q.weight.data_ptr()
 
 
+@torch.inference_mode()
+def test_moved_weights_are_those_that_are_used():
+    config = UNETS["sd1"]
+    twin, network = accelerate(random_unet(config)), random_unet(config).double()
+    x, t, text = inputs(config, batch=2)
+    t[:] = t[0]
+    text, x = replace(text, tokens=text.tokens.double()), x.double()
+    twin.double()
+    assert relative_error(twin(x, t, twin.context(text)), network(x, t, network.context(text))) < 1e-9
+
+
 @pytest.mark.parametrize("absorbed", [True, False])
 @torch.inference_mode()
 def test_attention_to_short_and_long_texts(absorbed):

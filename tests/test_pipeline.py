@@ -314,3 +314,28 @@ def test_global_random_state_has_no_part(pipeline: Pipeline) -> None:
     assert first.png() == second.png()
     torch.manual_seed(1)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_offloaded_networks_make_the_same_picture(pipeline: Pipeline, tiny_model: Path) -> None:
+    """Each on the device, here the CPU, in its own phase alone; with a preview of every step."""
+    request, offloaded = Request("a star", seed=1, steps=2), Pipeline(load_model(tiny_model), offload=True)
+    previews = []
+    (picture,) = offloaded.generate([request], lambda progress: previews.append(offloaded.image(progress.x0)))
+    (expected,) = pipeline.generate([request])
+    assert picture.png() == expected.png()
+    assert len(previews) == pipeline.evaluations(expected.request)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_offloaded_networks_leave_the_gpu(tiny_model: Path) -> None:
+    model = load_model(tiny_model)
+    where = set()
+    networks = [*model.text_encoders, model.unet, model.autoencoder]
+
+    def devices() -> tuple[str, ...]:
+        return tuple(next(network.parameters()).device.type for network in networks)
+
+    offloaded = Pipeline(model, "cuda", offload=True)
+    list(offloaded.generate([Request("a star", steps=2)], lambda _: where.add(devices())))
+    assert where == {("cpu", "cuda", "cpu")}
+    assert devices() == ("cpu", "cpu", "cpu")

@@ -179,6 +179,7 @@ def mistake(capfd: pytest.CaptureFixture, status: int) -> str:
         (["--device", "gpu"], "There is no device 'gpu'"),
         (["--device", "cpu:1"], "cpu:1"),
         (["--device", "meta"], "meta"),
+        (["--device", "cpu", "--offload"], "--offload spares another device's memory"),
         (["--device", "cuda:99"], "--device cuda:99 is not there"),
         (["--model", "nowhere"], "There is no model 'nowhere'"),
         (["--image", "nowhere.png"], "nowhere.png: No such file"),

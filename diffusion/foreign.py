@@ -151,8 +151,10 @@ class ForeignPipeline:
         if (tokens := len(tokenizer(text).input_ids)) > room:
             raise ValueError(f"The {name} is {tokens} tokens long and this model reads {room}; shorten it.")
 
-    def generate(self, requests: Iterable[Request], progress: Report | None = None) -> Iterator[Picture]:
-        """Makes one picture a request, in their order, as `Pipeline.generate` does."""
+    def generate(
+        self, requests: Iterable[Request], progress: Report | None = None, batch: int = 1
+    ) -> Iterator[Picture]:
+        """Makes one picture a request, in their order, as `Pipeline.generate` does, but each alone."""
         resolved = [self.resolve(request) for request in requests]
         return (self._picture(request, index, progress) for index, request in enumerate(resolved))
 

@@ -37,11 +37,13 @@ def describe(
     libraries: Iterable[str] = (),
     more: Mapping[str, str] | None = None,
     prediction_type: str | None = None,
+    batch: int = 1,
 ) -> dict[str, str]:
     """The texts of a picture, by name.
 
     `libraries` are those that had a part in it, besides torch; `more` are further fields of `parameters`;
-    `prediction_type` is what the network was taken to predict, which can be told to a model when it is opened.
+    `prediction_type` is what the network was taken to predict, which can be told to a model when it is opened;
+    `batch` is how many pictures went through it together.
     """
     said: dict[str, Any] = {
         "request": to_json(request),
@@ -53,6 +55,8 @@ def describe(
     }
     if device.type == "cpu":  # its kernels, and the threads that share a sum, decide in which order that is taken
         said |= {"processor": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    if batch > 1:
+        said["batch"] = batch
     network = next((name for name in model.hashes if name.startswith(NETWORKS)), next(iter(model.hashes)))
     # `RNG: CPU` is what that program calls noise that is drawn on the CPU, as all of ours is.
     fields = {

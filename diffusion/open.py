@@ -27,10 +27,13 @@ class AnyPipeline(Protocol):
     def resolve(self, request: Request) -> Resolved:
         """Fills a request up with the model's defaults. Raises ValueError for what the model cannot do."""
 
-    def generate(self, requests: Iterable[Request], progress: Report | None = None) -> Iterator[Picture]:
+    def generate(
+        self, requests: Iterable[Request], progress: Report | None = None, batch: int = 1
+    ) -> Iterator[Picture]:
         """Makes one picture a request, in their order. A mistake in any is a ValueError before the first.
 
-        `progress` is called after every step; what it raises ends the work there.
+        `batch` neighbours of one shape go through the model together, where it can. `progress` is called after every
+        step; what it raises ends the work there.
         """
 
     def evaluations(self, request: Resolved) -> int:

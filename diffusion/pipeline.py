@@ -5,7 +5,7 @@ What may stand before it, an image, is in inpainting.py; what may follow, a larg
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion.adapters import Adapters, Lora
+from diffusion.batching import draws, filled, gathered, rows, together
 from diffusion.canvas import Canvas
 from diffusion.checkpoint import Model
 from diffusion.denoiser import Denoiser
@@ -103,42 +104,55 @@ class Pipeline:
         embeddings = self.embeddings.pin(self.reader.used(resolved), resolved.embeddings)
         return replace(resolved, loras=self.adapters.pin(resolved.loras), embeddings=embeddings)
 
-    def generate(self, requests: Iterable[Request], progress: Report | None = None) -> Iterator[Picture]:
+    def generate(
+        self, requests: Iterable[Request], progress: Report | None = None, batch: int = 1
+    ) -> Iterator[Picture]:
         """Makes one picture a request, in their order. A mistake in any is a ValueError before the first.
 
-        A picture's bytes depend on its request alone: each is sampled by itself, from noise of its own seed.
-        `progress` is called after every evaluation of the network; what it raises ends the work there.
+        `batch` neighbours of one shape go through the network together, always so many: a picture's bytes depend on
+        its request, and on that number, alone. Each begins with noise of its own seed. `progress` is called after
+        every evaluation of the network; what it raises ends the work there.
         """
         resolved = [self.resolve(request) for request in requests]
-        return (self._picture(request, index, progress) for index, request in enumerate(resolved))
+        return self._groups(resolved, progress, batch)
 
-    def _picture(self, request: Resolved, index: int, progress: Report | None) -> Picture:
-        _, _, height, width = self.shape(passes(request, self.autoencoder.factor)[-1])
-        with torch.inference_mode(), threads(height * width * self.model.unet.config.block_out_channels[0]):
-            return self.adapted(request.loras)._generate(request, self.seen(request, index, progress))
+    def _groups(self, requests: Sequence[Resolved], progress: Report | None, batch: int) -> Iterator[Picture]:
+        numbers = itertools.count()
+        for group in gathered(requests, batch, self.reader.outline):
+            whole, pipeline = filled(group, batch), self.adapted(group[0].loras)
+            seen = [self.seen(request, next(numbers), progress) for request in group]
+            _, _, height, width = self.shape(passes(group[0], self.autoencoder.factor)[-1])
+            with torch.inference_mode(), threads(
+                len(whole) * height * width * self.model.unet.config.block_out_channels[0]
+            ):
+                images = pipeline.images(whole, seen)
+                texts = [pipeline.describe(request, len(whole)) for request in group]
+            yield from map(Picture, images, group, texts)
 
-    def _generate(self, request: Resolved, seen: Seen) -> Picture:
+    def images(self, requests: Sequence[Resolved], seen: Sequence[Seen]) -> list[Image.Image]:
+        """The pictures of one group; as many as are `seen` are looked at."""
         latents, steps = None, 0
-        for one in passes(request, self.autoencoder.factor):  # two, where a larger one follows
+        for group in zip(*(passes(request, self.autoencoder.factor) for request in requests), strict=True):
             with self.there(self.autoencoder):
-                start = self.start(one, latents)
-            latents = self.sample(one, start, seen, steps)  # [1, C, h, w]
-            steps += one.steps
+                start = self.start(group[0], latents)
+            latents = self.sample(group, start, seen, steps)  # [B, C, h, w]
+            steps += group[0].steps
         assert latents is not None
-        return Picture(start.finish(self.image(latents)), request, self.describe(request))
+        return [start.finish(self.image(one)) for one in rows(latents, len(seen))]
 
-    def sample(self, request: Resolved, start: Start, seen: Seen, steps: int) -> Tensor:
-        """One way down the sigmas => latents [1, C, h, w]; `steps` are those of the passes before."""
+    def sample(self, requests: Sequence[Resolved], start: Start, seen: Sequence[Seen], steps: int) -> Tensor:
+        """One way down the sigmas => latents [B, C, h, w]; `steps` are those of the passes before."""
+        request = requests[0]  # what all have in common
         sigmas = self.sigmas(request)  # [steps + 1]
         with self.there(*self.text_encoders):
-            texts = self.reader.prompt(request, sigmas, steps)
-            negative = self.reader.negative(request, sigmas, steps)
+            texts = together([self.reader.prompt(one, sigmas, steps) for one in requests])
+            (negative,) = together([[self.reader.negative(one, sigmas, steps)] for one in requests])
         rescale, interval = request.guidance_rescale or 0.0, request.guidance_interval or ALL
         denoise = guide(start.show(self.denoiser), texts, negative, request.guidance, rescale, interval)
         denoise = watch(start.hold(denoise), seen)  # (x, sigma) => x0
 
-        noise = self.noise(request)
-        x = start.noised(noise(), sigmas[0].item(), self.model.noise)  # [1, C, h, w]
+        noise = draws([self.noise(one) for one in requests])
+        x = start.noised(noise(), sigmas[0].item(), self.model.noise)  # [B, C, h, w]
         with self.there(self.denoiser.network):
             return self.sampler(request)(denoise, x, sigmas, noise)
 
@@ -211,14 +225,16 @@ class Pipeline:
             raise ValueError(f"The picture's numbers overflowed; {self.dtype} is too narrow for this model.")
         return to_image(pixels.cpu())
 
-    def describe(self, request: Resolved) -> dict[str, str]:
+    def describe(self, request: Resolved, batch: int) -> dict[str, str]:
         more = self.model.describe() | self.adapters.describe(request.loras)
         more |= describe_embeddings(request.embeddings)
         if (vae := self.model.vae) is not None:
             (hash,) = (sum for name, sum in self.model.hashes.items() if name.startswith("vae/"))
             more = {"VAE hash": hash[:10], "VAE": vae.name} | more
         prediction_type = self.model.noise.config.prediction_type
-        return describe(request, self.model, self.device, self.dtype, more=more, prediction_type=prediction_type)
+        return describe(
+            request, self.model, self.device, self.dtype, more=more, prediction_type=prediction_type, batch=batch
+        )
 
     def evaluations(self, request: Resolved) -> int:
         """How often the network will be evaluated: counted on a sampling of a single number."""
@@ -241,12 +257,13 @@ class Pipeline:
         return lambda x0: progress(Progress(picture, next(numbers), evaluations, x0))
 
 
-def watch(denoise: Denoise, seen: Seen) -> Denoise:
-    """The same denoiser, each of whose evaluations is seen."""
+def watch(denoise: Denoise, seen: Sequence[Seen]) -> Denoise:
+    """The same denoiser, each of whose evaluations is seen, row by row."""
 
     def watched(x: Tensor, sigma: float) -> Tensor:
         x0 = denoise(x, sigma)
-        seen(x0)
+        for see, row in zip(seen, rows(x0, len(seen)), strict=True):
+            see(row)
         return x0
 
     return watched

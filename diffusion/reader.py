@@ -5,7 +5,7 @@ in the sequence that the U-Net attends to. Weights act on the embeddings.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -60,6 +60,16 @@ class Reader:
             encoding = self._encode([[Chunk()] for _ in self.encoders], "plain", skip)
             self.empty[skip] = encoding.zeros() if self.model.reading.empty_is_zero else encoding
         return self.empty[skip]
+
+    def outline(self, request: Resolved) -> Hashable:
+        """What prompts have in common that can be told to one batch: turns, weights and lengths."""
+        return tuple(self._outline(request.prompt, request, False)), tuple(self._outline(request.negative, request, True))
+
+    def _outline(self, prompt: str, request: Resolved, negative: bool) -> Iterator[Hashable]:
+        syntax = request.prompt_syntax or DEFAULT_SYNTAX
+        for term in read(prompt, request.steps, syntax, negative):
+            most = max(len(each) for span in term.spans for each in self._chunks(span.text, syntax))
+            yield term.weight, tuple(span.end for span in term.spans), most
 
     def used(self, request: Resolved) -> list[Embedding]:
         """The embeddings that a request's prompts name, in their order."""

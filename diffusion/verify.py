@@ -28,6 +28,7 @@ COMMAND = "python -m diffusion.verify"
 TOLERANCE = 50.0  # dB, and
 STEPS = 8  # of 255: what rounding in another order, on another processor or by another release, comes to
 MOST_THREADS = 256
+MOST_TOGETHER = 64  # pictures of a batch
 EXAMPLES = f"""examples:
   python -m diffusion.verify outputs/*.png
   python -m diffusion.verify picture.jpg --model path/to/folder --json
@@ -125,7 +126,7 @@ def verify(path: Path, args: argparse.Namespace, opened: dict[tuple[str, ...], A
     request = replace(request, loras=tuple(lora._replace(sha256=None) for lora in request.loras), embeddings=())
     pipeline = _open(then, args, opened)
     with _threads(then.get("threads")):
-        (again,) = pipeline.generate([request])
+        (again,) = pipeline.generate([request], batch=_count(then.get("batch"), MOST_TOGETHER) or 1)
     made, _ = _pixels(again.file(format))  # what the format loses, it lost then as well
     because = differences(then, record_of(again.texts))
     if picture.size != made.size:
@@ -196,11 +197,16 @@ def _open(then: Mapping[str, Any], args: argparse.Namespace, opened: dict[tuple[
 def _threads(recorded: Any) -> Iterator[None]:
     """Inside, PyTorch has as many threads as a picture was made with, of however many processors."""
     before = torch.get_num_threads()
-    torch.set_num_threads(recorded if type(recorded) is int and 0 < recorded <= MOST_THREADS else before)
+    torch.set_num_threads(_count(recorded, MOST_THREADS) or before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _count(recorded: Any, most: int) -> int:
+    """A number from 1 to `most` that a picture records, or 0."""
+    return recorded if type(recorded) is int and 0 < recorded <= most else 0
 
 
 def _check_here(name: str, weights: Mapping[str, str], allow_download: bool) -> None:

@@ -89,9 +89,12 @@ class Worker:
                 continue
             except Exception as error:
                 short = memory_is_short(error)
-                if together > 1:
-                    together = together // 2 if short else 1  # else, whose mistake it is shows when each is alone
-                    self.batch = together if short else self.batch
+                if short and self.batch > 1:
+                    self.batch //= 2
+                    together = min(together, self.batch)
+                    continue
+                if together > 1:  # whose mistake it is shows when each is handed over alone
+                    together = 1
                     continue
                 self.store.fail(part[0], self.name, _sentence(error, short), final=isinstance(error, ValueError))
                 todo.remove(part[0])
@@ -108,7 +111,7 @@ class Worker:
             if job.id in self.cancelled or stop.is_set():
                 raise Interrupted
 
-        return self.pipeline.generate([job.request for job in jobs], progress)
+        return self.pipeline.generate([job.request for job in jobs], progress, self.batch)
 
 
 def memory_is_short(error: BaseException) -> bool:

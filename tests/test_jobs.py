@@ -258,7 +258,7 @@ def test_a_worker_makes_the_pipelines_own_pictures(pipeline: Pipeline, store: St
     seen: list[tuple[str, int]] = []
     Until(store).work(Worker(pipeline, store, "a", batch=batch), seen=lambda job, made: seen.append((job.id, 1)))
     assert states(store) == ["done"] * 4
-    for job, picture in zip(store.jobs()[::-1], pipeline.generate(requests(pipeline, 4)), strict=True):
+    for job, picture in zip(store.jobs()[::-1], pipeline.generate(requests(pipeline, 4), batch=batch), strict=True):
         assert (store.folder / job.name).read_bytes() == picture.png()
         assert job.seconds
     assert [id for id, _ in seen] == [job.id for job in store.jobs()[::-1]]
@@ -275,7 +275,7 @@ def test_a_cancel_stops_the_picture_at_the_next_step(pipeline: Pipeline, store: 
 
     Until(store).work(worker, seen=seen)
     assert states(store) == ["cancelled", "done"]
-    assert steps == [jobs[0].id] * 3 + [jobs[1].id] * 50
+    assert steps == [*(job.id for job in jobs), jobs[0].id] + [jobs[1].id] * 50  # the other one begins anew
     assert {path.name for path in store.folder.glob("*.png")} == {jobs[1].name}
 
 
@@ -297,7 +297,7 @@ def test_a_stop_queues_again_what_is_unfinished(pipeline: Pipeline, store: Store
         if len(steps) == 53:
             stop.set()
 
-    Worker(pipeline, store, "a", batch=3).run(stop, seen)
+    Worker(pipeline, store, "a").run(stop, seen)
     assert len(steps) == 53
     assert states(store) == ["done", "queued", "queued"]
     assert [job.tries for job in store.jobs()] == [0, 0, 1]
@@ -325,21 +325,21 @@ def test_an_error_is_tried_twice_and_parked(pipeline: Pipeline, store: Store) ->
 
 def test_short_memory_halves_the_batch(pipeline: Pipeline, store: Store) -> None:
     store.submit(requests(pipeline, 8), pipeline.model)
-    handed: list[int] = []
+    handed: list[tuple[int, int]] = []
 
     class Small(Pipeline):
-        def generate(self, requests, progress=None):  # type: ignore[no-untyped-def]
-            handed.append(len(requests))
-            if len(requests) > 2:
+        def generate(self, requests, progress=None, batch=1):  # type: ignore[no-untyped-def]
+            handed.append((len(requests), batch))
+            if batch > 2:
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: can't allocate memory")
-            return super().generate(requests, progress)
+            return super().generate(requests, progress, batch)
 
     small = Small.__new__(Small)
     small.__dict__ = pipeline.__dict__
     Until(store).work(Worker(small, store, "a", batch=8))
     assert states(store) == ["done"] * 8
-    assert handed == [8, 4, 2, 2, 2, 2]
-    for job, picture in zip(store.jobs()[::-1], pipeline.generate(requests(pipeline, 8)), strict=True):
+    assert handed == [(8, 8), (4, 4), (2, 2), (2, 2), (2, 2), (2, 2)]
+    for job, picture in zip(store.jobs()[::-1], pipeline.generate(requests(pipeline, 8), batch=2), strict=True):
         assert (store.folder / job.name).read_bytes() == picture.png()
 
 

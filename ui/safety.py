@@ -100,8 +100,10 @@ class Safe:
             raise Blocked(f"The prompt has {term!r}, which is not allowed here; take it out.")
         return resolved
 
-    def generate(self, requests: Iterable[Request], progress: Report | None = None) -> Iterator[Picture]:
-        made = self.pipeline.generate([self.resolve(request) for request in requests], self._unseen(progress))
+    def generate(
+        self, requests: Iterable[Request], progress: Report | None = None, batch: int = 1
+    ) -> Iterator[Picture]:
+        made = self.pipeline.generate([self.resolve(request) for request in requests], self._unseen(progress), batch)
         return map(self._checked, made)
 
     def evaluations(self, request: Resolved) -> int:

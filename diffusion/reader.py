@@ -63,7 +63,8 @@ class Reader:
 
     def outline(self, request: Resolved) -> Hashable:
         """What prompts have in common that can be told to one batch: turns, weights and lengths."""
-        return tuple(self._outline(request.prompt, request, False)), tuple(self._outline(request.negative, request, True))
+        texts = (request.prompt, False), (request.negative, True)
+        return tuple(tuple(self._outline(text, request, negative)) for text, negative in texts)
 
     def _outline(self, prompt: str, request: Resolved, negative: bool) -> Iterator[Hashable]:
         syntax = request.prompt_syntax or DEFAULT_SYNTAX

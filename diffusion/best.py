@@ -11,11 +11,12 @@ from diffusion.request import DEFAULT_SYNTAX, Resolved
 
 
 def best(made: Iterable[tuple[Path, Picture]], count: int, ranker: Ranker) -> Iterator[tuple[Path, Picture]]:
-    """The best of every `count` pictures, each with its path; the first of equals."""
+    """The best of every `count` pictures, each held against its own prompt, with its path; the first of equals."""
     made = iter(made)
     while candidates := list(islice(made, count)):
-        wanted = ranker.texts([words(candidates[0][1].request)])[0]
-        cosines = ranker.pictures([picture.image for _, picture in candidates]) @ wanted  # [count]
+        # Each by its own words: a template says something else by each seed.
+        wanted = ranker.texts([words(picture.request) for _, picture in candidates])
+        cosines = (ranker.pictures([picture.image for _, picture in candidates]) * wanted).sum(dim=1)  # [count]
         yield candidates[int(cosines.argmax())]
 
 

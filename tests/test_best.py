@@ -20,8 +20,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
-def sample(model: Path, out: Path, *options: str) -> list[Path]:
-    assert main(["a red square", "--model", str(model), "--out", str(out), *options]) == 0
+def sample(model: Path, out: Path, *options: str, prompt: str = "a red square") -> list[Path]:
+    assert main([prompt, "--model", str(model), "--out", str(out), *options]) == 0
     return sorted(out.iterdir(), key=lambda path: request_of(read_texts(path.read_bytes())).seed)
 
 
@@ -33,6 +33,19 @@ def test_the_best_of_each_three_seeds_is_kept(tiny_model: Path, clip: Path, tmp_
     kept = sample(tiny_model, tmp_path / "kept", "--count", "2", "--best-of", "3", "--clip", str(clip))
     assert [path.name for path in kept] == [every[i].name for i in expected]
     assert [path.read_bytes() for path in kept] == [every[i].read_bytes() for i in expected]
+
+
+def test_each_picture_is_held_against_its_own_words(tiny_model: Path, tmp_path: Path) -> None:
+    template, clip = "{a red square|赤い四角|青い四角|black}", save_tiny_clip(tmp_path / "clip", seed=1)
+    every = sample(tiny_model, tmp_path / "every", "--count", "6", prompt=template)
+    said = [request_of(read_texts(path.read_bytes())).prompt for path in every]
+    ranker = Ranker(clip)
+    cosines = ranker.pictures([Image.open(path) for path in every]) @ ranker.texts(said).T  # [pictures, prompts]
+    own, first = int(cosines.diagonal().argmax()), int(cosines[:, 0].argmax())
+    assert own != first  # else this would show nothing
+    options = ("--best-of", "6", "--clip", str(clip))
+    (kept,) = sample(tiny_model, tmp_path / "kept", *options, prompt=template)
+    assert kept.read_bytes() == every[own].read_bytes()
 
 
 def test_one_file_takes_the_best_of_several(

@@ -35,6 +35,7 @@ Let the machine be idle: its load before the first run is printed with the figur
 class Run:
     start: float  # seconds to the first picture
     rate: float  # pictures a second, from then on
+    cpu: float  # seconds of all processes but Ray's, to start among them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,11 +65,12 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         for size in runs:
             runs[size].append(run(args, folder, folder / f"{number}-{size}", size))
     unit = "node" if args.ray else "worker"
-    print(f"| {unit}s | pictures a second | to the first picture, s |\n|---|---|---|")
+    print(f"| {unit}s | pictures a second | to the first picture, s | CPU seconds in all |\n|---|---|---|---|")
     rates = {size: statistics.median(run.rate for run in each) for size, each in runs.items()}
     for size, each in runs.items():
         said = ", ".join(f"{run.rate:.2f}" for run in each)
-        print(f"| {size} | {rates[size]:.2f} ({said}) | {statistics.median(run.start for run in each):.1f} |")
+        start, cpu = statistics.median(run.start for run in each), statistics.median(run.cpu for run in each)
+        print(f"| {size} | {rates[size]:.2f} ({said}) | {start:.1f} | {cpu:.1f} |")
     print(f"Two {unit}s make {rates[2] / rates[1]:.2f} times the pictures of one.")
     cost = 1 / rates[1]
     hours, years, workers = 1e6 * cost / HOUR, 1e9 * cost / YEAR, 1e9 * cost / (24 * HOUR)
@@ -83,11 +85,13 @@ def run(args: argparse.Namespace, folder: Path, out: Path, size: int) -> Run:
         if args.ray:
             address, _ = stack.enter_context(cluster(size))
             flags = ["--ray", address]
-        began = time.time()
+        began, before = time.time(), os.times()
         subprocess.run(command(args, folder, out, *flags), check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
     times = sorted(path.stat().st_mtime for path in out.glob("*.png"))
     warm = len(times) // 10
-    return Run(times[0] - began, (len(times) - 1 - warm) / (times[-1] - times[warm]))
+    return Run(times[0] - began, (len(times) - 1 - warm) / (times[-1] - times[warm]), cpu)
 
 
 def memory(args: argparse.Namespace, folder: Path) -> None:

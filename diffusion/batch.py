@@ -76,7 +76,7 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument_group("who makes it").add_argument
     add("--workers", type=int, default=1, help="processes, each with the model; GPUs go round (default: 1)")
     add("--threads", type=int, help="of each, on a CPU (default: the cores, divided among them)")
-    add("--batch", type=int, default=1, help="pictures of one shape that are made at once (default: 1)")
+    add("--batch", type=int, default=1, help="pictures of one shape that are made at once, of each worker (default: 1)")
     add("--shard", metavar="I/N", help="the I-th of N parts, from 0; under accelerate launch, each process its own")
     add_model(parser)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from clip.pictures import DAMAGE, FORMATS, PIXEL_LIMIT
@@ -70,6 +70,8 @@ def read_texts(data: bytes) -> dict[str, str]:
                     return {str(name): str(text) for name, text in image.info.items() if isinstance(text, str)}
                 comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
                 texts = _properties(image.info.get("xmp", b""))
+    except UnidentifiedImageError:  # it would say where in memory the file was
+        raise ValueError("This is not a picture that can be read; expected PNG, JPEG or WebP.") from None
     except DAMAGE as error:
         raise ValueError(f"This is not a picture that can be read ({error}); expected PNG, JPEG or WebP.") from None
     if isinstance(comment, bytes) and comment.startswith(CHARSET):

@@ -71,5 +71,5 @@ def test_comments_of_others(comment: bytes) -> None:
     [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", encode_picture(RED, {})[:45], b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBPVP8 "],
 )
 def test_files_that_are_no_pictures(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"not a picture that can be read \(.*\); expected PNG, JPEG or WebP\.$"):
+    with pytest.raises(ValueError, match=r"not a picture that can be read( \(.*\))?; expected PNG, JPEG or WebP\.$"):
         read_texts(data)

@@ -29,8 +29,8 @@ class Controls:
         self.prompts = prompts
         self.defaults = defaults_of(service.pipeline)
         self.of_image = [page.image, page.editor, page.begun]
-        self.all = [page.prompt, page.negative, page.size, page.seed, page.sampler, page.schedule, page.steps,
-                    page.guidance, page.strength, page.mask_blur, page.more, page.also, page.forget,
+        self.all = [page.prompt, page.negative, page.size, page.seed, page.count, page.sampler, page.schedule,
+                    page.steps, page.guidance, page.strength, page.mask_blur, page.more, page.also, page.forget,
                     *self.of_image]  # fmt: skip
 
     def wire(self) -> None:
@@ -84,6 +84,7 @@ class Controls:
             page.negative: form.negative,
             page.size: form.size,
             page.seed: form.seed,
+            page.count: form.count,
             page.sampler: choice.sampler,
             page.schedule: choice.schedule,
             page.steps: gr.update(value=choice.steps, maximum=max(choice.steps, MAX_STEPS)),

@@ -7,6 +7,7 @@ random; whoever is given the address of a picture can see it.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -70,7 +71,7 @@ class Demo:
         looked_at = [page.stage, page.shown, page.deeds, page.download]
         kept = [page.groups, page.gallery, page.clear]
         seen = [*looked_at, *kept, page.make, page.stop, page.message, page.seed]
-        blocks.load(self.arrive, {page.groups}, [*seen, *self.controls.all, page.count, page.examples], **watching)
+        blocks.load(self.arrive, {page.groups}, [*seen, *self.controls.all, page.examples], **watching)
         gr.on([page.make.click, page.prompt.submit], self.make, page.read, seen, **watching)
         page.stop.click(self.stop, page.groups, None, **plain)
         for pictures in (page.gallery, page.stage):
@@ -114,7 +115,7 @@ class Demo:
         yield {page.examples: examples} | self.looked_at(jobs, language) | self.kept(groups, language)
         if jobs:
             count = len(jobs) // 2 if views.are_compared(jobs) else len(jobs)
-            yield self.controls.filled(form_of(jobs[0].request), language) | {page.count: count}
+            yield self.controls.filled(replace(form_of(jobs[0].request), count=count), language)
         if any(job.state not in ENDED for job in jobs):
             async for updates in self.follow(jobs, groups, language):
                 yield updates

@@ -122,7 +122,7 @@ class Page:
                 self.size = gr.Dropdown(sizes, value=defaults.size, label=I18N("size"), info=I18N("size_hint"),
                                         allow_custom_value=True)  # fmt: skip
             with gr.Row():
-                self.seed = gr.Textbox("0", label=I18N("seed"), max_lines=1, max_length=19)
+                self.seed = gr.Textbox("0", label=I18N("seed"), max_lines=1, max_length=20)
                 self.lock = gr.Checkbox(label=I18N("lock"), elem_classes="beside")
             with gr.Row():
                 self.steps = gr.Slider(1, MAX_STEPS, choice.steps, step=1, label=I18N("steps"),

@@ -101,7 +101,7 @@ class Page:
 
     def _ask(self, completes: bool) -> None:
         self.prompt = gr.Textbox(label=I18N("prompt"), placeholder=I18N("prompt_hint"), lines=1, max_lines=5,
-                                 max_length=2000, autofocus=True, elem_id="prompt")  # fmt: skip
+                                 max_length=2000, elem_id="prompt")  # fmt: skip
         self.familiarity = gr.HTML("", js_on_load=None, elem_id="familiarity")
         with gr.Row(elem_id="go"):
             self.make = gr.Button(I18N("make"), variant="primary", elem_id="make")

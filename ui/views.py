@@ -151,14 +151,19 @@ def _status(jobs: Sequence[Job], language: str) -> str:
 
 
 def _facts(request: Resolved, language: str) -> Markup:
-    sampler = SAMPLER_NAMES.get(request.sampler, request.sampler)
-    fields = "steps", "guidance"
-    facts = [sampler, *(_shown(name, getattr(request, name), language) for name in fields)]
-    facts.append(say(language, "seed_of", value=request.seed))
+    *facts, seed = [
+        SAMPLER_NAMES.get(request.sampler, request.sampler),
+        *(_shown(name, getattr(request, name), language) for name in ("steps", "guidance")),
+        say(language, "seed_of", value=request.seed),
+    ]
     size = say(language, "enlarged" if _is_tiny(request) else "pixels", width=request.width, height=request.height)
-    lines = " · ".join(facts), size
-    words = tag("p", _words(request, language), class_="words")
-    return tag("div", words, *(tag("p", line) for line in lines), class_="facts")
+    return tag(
+        "div",
+        tag("p", _words(request, language), class_="words"),
+        tag("p", *(tag("span", f"{fact} ·\u00a0") for fact in facts), tag("span", seed)),  # lines break between them
+        tag("p", size),
+        class_="facts",
+    )
 
 
 def _notes(jobs: Sequence[Job], language: str) -> list[Markup]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageChops
-from playwright.sync_api import Browser, ConsoleMessage, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Response, sync_playwright
 
 from ui.words import WORDS
 
@@ -54,14 +54,22 @@ class Visit:
         self.leaving = False  # what was streamed is broken off when a page is left, and Gradio says so
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        self.page.on("response", lambda answer: answer.ok or self.errors.append(f"{answer.status} {answer.url}"))
+        self.page.on("dialog", self._shouted)
+        self.page.on("response", self._answered)
         self.page.on("request", lambda asked: self._asked(asked.url))
         self.open()
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type == "error" and not self.leaving:
             self.errors.append(message.text)
+
+    def _shouted(self, dialog: Dialog) -> None:
+        self.errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def _answered(self, answer: Response) -> None:
+        if not answer.ok:
+            self.errors.append(f"{answer.status} {answer.url}")
 
     def _asked(self, url: str) -> None:
         if not url.startswith((self.url, "data:", "blob:")):
@@ -348,9 +356,9 @@ def drive(browser: Browser, url: str, out: Path, only: list[str]) -> bool:
         except Exception as error:  # whatever it is, the other deeds are tried
             well = False
             print(f"{name}: FAILED: {type(error).__name__}: {error}"[:1000], flush=True)
-        for error in visit.errors:
+        for complaint in visit.errors:
             well = False
-            print(f"{name}: in the browser: {error[:300]}", flush=True)
+            print(f"{name}: in the browser: {complaint[:300]}", flush=True)
         visit.errors.clear()
 
     deeds: list[Callable[[Visit, Path], str]] = [

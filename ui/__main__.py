@@ -71,11 +71,10 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    return attempt(COMMAND, lambda: serve(args))
+    return attempt(COMMAND, lambda: serve(args, open_model(args), access_of(args)))
 
 
-def serve(args: argparse.Namespace) -> None:
-    access, pipeline = access_of(args), open_model(args)
+def serve(args: argparse.Namespace, pipeline: AnyPipeline, access: Access) -> None:
     service = Service(checked(pipeline, args), Store(args.jobs), args.max_queue, args.batch)
     embeddings = pipeline.embeddings if isinstance(pipeline, Pipeline) else None
     app = create_app(service, access, clip=args.clip, loras=args.folder_of_loras, embeddings=embeddings)

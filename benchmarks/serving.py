@@ -9,6 +9,7 @@ All traffic goes to 127.0.0.1, to a server that the command starts and ends itse
 """
 
 import argparse
+import importlib
 import os
 import random
 import re
@@ -37,8 +38,9 @@ from diffusion.pipeline import Picture, Report
 from diffusion.request import Request
 from diffusion.store import Store
 from diffusion.texts import read_texts
-from ui import __main__ as server
 from ui.safety import Safe
+from ui.server import Access, create_app, run
+from ui.service import MAX_QUEUE, Service
 
 POISON = "poison"
 CLIENTS = 16
@@ -64,6 +66,7 @@ class Server:
     options: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
+    client: httpx2.Client = field(default_factory=lambda: httpx2.Client(timeout=600, limits=httpx2.Limits()))
 
     def start(self) -> None:
         if not self.port:
@@ -97,7 +100,7 @@ class Server:
         """How long it takes to say that it is well; None where it does not."""
         begun = time.monotonic()
         try:
-            answer = httpx2.get(f"{self.url}/health", timeout=10)
+            answer = self.client.get(f"{self.url}/health", timeout=10)
         except httpx2.TransportError:
             return None
         return time.monotonic() - begun if answer.status_code == 200 else None
@@ -128,7 +131,7 @@ def serving(*options: str) -> Iterator[Server]:
 def kills(args: argparse.Namespace) -> bool:
     """Clients ask again with the same idempotency key until they have their picture; the server is killed meanwhile."""
     draws, finished, over = random.Random(args.seed), Counter[int](), threading.Event()
-    with serving("--no-demo") as server:
+    with serving() as server:
 
         def client(number: int) -> None:
             prompt = POISON if number == 0 else f"picture {number}"
@@ -136,9 +139,9 @@ def kills(args: argparse.Namespace) -> bool:
             while True:
                 try:
                     headers = {"Idempotency-Key": f"job {number}"}
-                    answer = httpx2.post(f"{server.url}{URL}", json=body, headers=headers, timeout=600)
+                    answer = server.client.post(f"{server.url}{URL}", json=body, headers=headers)
                 except httpx2.TransportError:
-                    time.sleep(0.2)
+                    time.sleep(1)
                     continue
                 if answer.status_code not in (429, 503):
                     finished[answer.status_code] += 1
@@ -183,10 +186,10 @@ def kills(args: argparse.Namespace) -> bool:
 
 def overload(args: argparse.Namespace) -> bool:
     body = {"prompt": "a red apple", "num_inference_steps": args.steps}
-    with serving("--no-demo", "--max-queue", "8") as server, httpx2.Client(timeout=600) as client:
+    with serving("--max-queue", "8") as server:
 
         def ask(seed: int) -> httpx2.Response:
-            return client.post(f"{server.url}{URL}", json=body | {"seed": seed})
+            return server.client.post(f"{server.url}{URL}", json=body | {"seed": seed})
 
         ask(0)
         begun, unloaded = time.monotonic(), 0
@@ -266,7 +269,7 @@ def ms(seconds: Sequence[float], percent: int) -> str:
 
 def malformed_requests(args: argparse.Namespace) -> bool:
     statuses, bad = Counter[str](), list[tuple[str, bytes]]()
-    with serving("--max-body", "1") as server:
+    with serving("--demo") as server:
 
         def attack(seed: int) -> None:
             request = malformed(random.Random(f"{args.seed} {seed}"), server.port)
@@ -296,7 +299,7 @@ def malformed_requests(args: argparse.Namespace) -> bool:
 def prompts(args: argparse.Namespace) -> bool:
     """Every answer to a hostile prompt, and to it in the place of every other text."""
     faults, answers = list[str](), 0
-    with serving() as server, httpx2.Client(base_url=server.url, timeout=600) as client:
+    with serving("--demo") as server, httpx2.Client(base_url=server.url, timeout=600) as client:
 
         def check(prompt: str, answer: httpx2.Response) -> httpx2.Response:
             nonlocal answers
@@ -339,12 +342,27 @@ SHOWS: dict[str, Callable[[argparse.Namespace], bool]] = {
 }
 
 
+def serve(argv: Sequence[str]) -> int:
+    """python -m ui, around a pipeline that a prompt breaks."""
+    parser = argparse.ArgumentParser()
+    add = parser.add_argument
+    add("--port", type=int)
+    add("--jobs", type=Path)
+    add("--max-queue", type=int, default=MAX_QUEUE)
+    add("--demo", action="store_true")
+    args = parser.parse_args(argv)
+    service = Service(Poisoned(open_pipeline()), Store(args.jobs), args.max_queue)
+    app = create_app(service, Access(max_body=1))
+    if args.demo:  # whose library takes longer to start than all else
+        importlib.import_module("ui.demo").mount(app, service)
+    run(app, service, "127.0.0.1", args.port)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] == "serve":  # in the process that is killed
-        args = server.arguments().parse_args(argv[1:])
-        server.serve(args, Poisoned(open_pipeline()), server.access_of(args))
-        return 0
+        return serve(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("shows", nargs="*", metavar="SHOW", help=f"{', '.join(SHOWS)} (default: all)")

@@ -2,13 +2,9 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-
-import uvicorn
 
 from clip.ranker import DEFAULT_CLIP, Ranker
 from diffusion.command import attempt
@@ -19,12 +15,11 @@ from diffusion.store import Store
 from ui.demo import mount
 from ui.guard import LOOPBACK, MAX_BODY
 from ui.safety import THRESHOLD, OutputCheck, Safe, Terms
-from ui.server import Access, create_app
+from ui.server import Access, create_app, run
 from ui.service import MAX_QUEUE, Service
 
 COMMAND = "python -m ui"
 TOKEN = "OBORO_TOKEN"
-GRACE = 5  # seconds for answers that are under way when the server is asked to stop
 EXAMPLES = """examples:
   python -m ui                                       # http://127.0.0.1:7860
   python -m ui --model path/to/folder --device cuda --dtype float16
@@ -71,34 +66,18 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    return attempt(COMMAND, lambda: serve(args, open_model(args), access_of(args)))
+    return attempt(COMMAND, lambda: serve(args))
 
 
-def serve(args: argparse.Namespace, pipeline: AnyPipeline, access: Access) -> None:
+def serve(args: argparse.Namespace) -> None:
+    access, pipeline = access_of(args), open_model(args)
     service = Service(checked(pipeline, args), Store(args.jobs), args.max_queue, args.batch)
     embeddings = pipeline.embeddings if isinstance(pipeline, Pipeline) else None
     app = create_app(service, access, clip=args.clip, loras=args.folder_of_loras, embeddings=embeddings)
     if not args.no_demo:
         mount(app, service)
-    config = uvicorn.Config(
-        app, args.host, args.port, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE
-    )
-    # uvicorn raises the signal anew when it is done; that shall not end the process with an error.
-    signal.signal(signal.SIGTERM, lambda *_: None)
     print(f"http://{args.host}:{args.port}  {service.pipeline.model.name}, jobs in {args.jobs}", flush=True)
-    Server(config, service).run()
-
-
-class Server(uvicorn.Server):
-    """Lets the service know at once that it is to stop, so that nobody waits for pictures until then."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self.service = service
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.service.stop_soon()
-        super().handle_exit(sig, frame)
+    run(app, service, args.host, args.port)
 
 
 def access_of(args: argparse.Namespace) -> Access:

@@ -1,11 +1,14 @@
 """One application: the HTTP APIs, the pictures, health and metrics, over one service."""
 
+import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, HTTPException, Response
 from fastapi import Request as Http
 from fastapi.concurrency import run_in_threadpool
@@ -19,6 +22,7 @@ from ui.guard import LOOPBACK, MAX_BODY, Guard
 from ui.metrics import registry
 from ui.service import Service
 
+GRACE = 5  # seconds for answers that are under way when the server is asked to stop
 ABOUT = """Pictures from texts, by two interfaces that other programs speak: OpenAI's images API, and AUTOMATIC1111's.
 Where the server was given a token, it is sent as `Authorization: Bearer TOKEN`."""
 
@@ -83,3 +87,23 @@ def create_app(
         return JSONResponse({"detail": "The server made a mistake; its log says more."}, 500)
 
     return app
+
+
+class Server(uvicorn.Server):
+    """Lets the service know at once that it is to stop, so that nobody waits for pictures until then."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.service.stop_soon()
+        super().handle_exit(sig, frame)
+
+
+def run(app: FastAPI, service: Service, host: str, port: int) -> None:
+    """Serves until SIGTERM or Ctrl-C, which let the step in flight end."""
+    config = uvicorn.Config(app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE)
+    # uvicorn raises the signal anew when it is done; that shall not end the process with an error.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    Server(config, service).run()

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import requests
+from clips import save_tiny_clip
+from fastapi.testclient import TestClient
 from PIL import Image
-from servers import served
+from servers import served, service_of
 from webuiapi import WebUIApi, WebUIApiResult
 
 from diffusion.parameters import read_parameters
@@ -21,6 +23,7 @@ from diffusion.sample import main as sample
 from diffusion.samplers import SAMPLER_NAMES
 from diffusion.schedules import SCHEDULE_NAMES
 from ui.a1111_payload import Img2Img, Missing, Payload, Txt2Img, check_settings
+from ui.server import create_app
 from ui.service import Service
 
 SMALL = {"width": 16, "height": 16, "steps": 4}
@@ -254,6 +257,19 @@ def test_painted_masks() -> None:
     mask = Image.open(io.BytesIO(said.from_image()["mask"]))
     assert (mask.size, mask.mode) == ((16, 16), "L")  # of the image's size
     assert (mask.getpixel((1, 8)), mask.getpixel((14, 8))) == (255, 0)
+
+
+def test_interrogate(tiny_model: Path, tmp_path: Path) -> None:
+    clip = save_tiny_clip(tmp_path / "clip")
+    app = create_app(service_of(tiny_model, tmp_path / "jobs"), clip=clip)
+    with TestClient(app, base_url="http://localhost") as client:
+        ask = lambda: client.post("/sdapi/v1/interrogate", json={"image": IMAGE, "model": "clip"})
+        assert ask().status_code == 422  # it has no words to make a caption of
+        words = {"things": ["square"], "styles": ["drawing"], "backgrounds": ["red"], "templates": ["{}"]}
+        (clip / "concepts.json").write_text(json.dumps({kind: {"en": said} for kind, said in words.items()}))
+        app = create_app(service_of(tiny_model, tmp_path / "jobs"), clip=clip)
+    with TestClient(app, base_url="http://localhost") as client:
+        assert ask().json() == {"caption": "square, drawing, red background"}
 
 
 def test_missing_is_a_mistake() -> None:

@@ -26,7 +26,7 @@ QUERIES = 50
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
     parser.add_argument("--pictures", type=int, default=10_000, help="how many (default: %(default)s)")
-    parser.add_argument("--clip", type=Path, default=DEFAULT_CLIP, help="a CLIP's folder (default: %(default)s)")
+    parser.add_argument("--clip", type=Path, default=DEFAULT_CLIP, help="a CLIP's folder (default: the shipped one)")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # a folder: in a process of its own
     args = parser.parse_args()
     if args.measure:
@@ -39,7 +39,7 @@ def main() -> int:
             json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout) for _ in range(2)
         )
     size = f"an index of {first['bytes'] / 2**20:.1f} MiB"
-    print(f"{args.pictures} pictures of {SIDE}x{SIDE}, CLIP {args.clip}; {size}.\n")
+    print(f"{args.pictures} pictures of {SIDE}x{SIDE}, CLIP {args.clip.name}; {size}.\n")
     print("| | seconds | peak memory above the start, MiB |\n|---|--:|--:|")
     print(f"| build the index | {first['index']:.1f} | {first['memory']:.0f} |")
     print(f"| open it again, nothing new | {again['index']:.2f} | {again['memory']:.0f} |")

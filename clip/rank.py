@@ -16,7 +16,6 @@ from clip.ranker import DEFAULT_CLIP, LANGUAGES, Ranker
 
 COMMAND = "python -m clip.rank"
 EXAMPLES = """examples:
-  python -m train.contrastive emoji-clip && python -m train.zeroshot emoji-clip   # a CLIP to ask, once
   python -m clip.rank similarity cat.png "a cat" "a dog" "猫"
   python -m clip.rank classify cat.png dog.png --labels cat,dog,fish
   python -m clip.rank classify cat.png                           # among all that the CLIP was taught
@@ -35,7 +34,7 @@ def arguments() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--clip", type=Path, default=DEFAULT_CLIP, help="a CLIP's folder (default: %(default)s)")
+    shared.add_argument("--clip", type=Path, default=DEFAULT_CLIP, help="a CLIP's folder (default: the shipped one)")
     shared.add_argument("--device", default="cpu", help="where it runs (default: %(default)s)")
     shared.add_argument("--json", action="store_true", help="print a line of JSON a row")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -14,7 +14,7 @@ from clip.pictures import square
 from clip.pretrained import clip_from_folder
 from clip.tokenizer import Tokenizer
 
-DEFAULT_CLIP = Path("runs/emoji-clip/clip")  # where python -m train.contrastive emoji-clip leaves it
+DEFAULT_CLIP = Path(__file__).parent / "models" / "emoji-clip"
 LANGUAGES = ("en", "ja")
 BATCH = 64
 CONCEPTS = "concepts.json"
@@ -27,13 +27,15 @@ GROUNDS = {"en": "{said}, {colour} background", "ja": "{colour}背景の{said}"}
 class Concepts:
     """What a CLIP was taught to tell apart, in each language, and the sentences that it heard it in.
 
-    A list says the same in both languages, entry by entry; `{}` in a template stands for the name of a thing.
+    A list says the same in both languages, entry by entry; `{}` in a template stands for the name of a thing. From
+    the cosine `threshold` on, a picture is taken to show a text; that of CLIPs of OpenAI's kind where none is said.
     """
 
     things: Mapping[str, Sequence[str]]
     styles: Mapping[str, Sequence[str]]
     backgrounds: Mapping[str, Sequence[str]]
     templates: Mapping[str, Sequence[str]]
+    threshold: float = 0.27
 
 
 # For a CLIP that says nothing itself; of photographs, as most are.
@@ -48,8 +50,8 @@ class Ranker:
         self.folder = Path(folder).resolve()
         if not self.folder.is_dir():
             raise ValueError(
-                f"There is no CLIP {str(folder)!r}; give its folder, or train one: python -m train.contrastive "
-                "emoji-clip."
+                f"There is no CLIP {str(folder)!r}; give the folder of a CLIPModel or of open_clip's, or leave it to "
+                "the shipped one."
             )
         self.device = torch.device(device)
         self.clip = clip_from_folder(self.folder).eval().to(self.device)

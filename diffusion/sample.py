@@ -72,7 +72,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="picture i of a prompt has seed + i; -1 draws one (default: 0)")
     add("--count", type=int, default=1, help="pictures a prompt (default: 1)")
     add("--best-of", type=int, default=1, metavar="N", help="make N for each, keep the one that --clip ranks highest")
-    add("--clip", type=Path, default=DEFAULT_CLIP, metavar="FOLDER", help="of a CLIP (default: %(default)s)")
+    add("--clip", type=Path, default=DEFAULT_CLIP, metavar="FOLDER", help="of a CLIP (default: the shipped emoji-clip)")
 
     add = parser.add_argument_group("how they are sampled; by default, as the model's own settings say").add_argument
     add("--steps", type=int, help="of the sampler")

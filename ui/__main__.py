@@ -14,7 +14,7 @@ from diffusion.pipeline import Pipeline
 from diffusion.store import Store
 from ui.demo import mount
 from ui.guard import LOOPBACK, MAX_BODY
-from ui.safety import THRESHOLD, OutputCheck, Safe, Terms
+from ui.safety import OutputCheck, Safe, Terms
 from ui.server import Access, create_app, run
 from ui.service import MAX_QUEUE, Service
 
@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   python -m ui --model path/to/folder --device cuda --dtype float16
   python -m ui --jobs path/to/store                  # the queue and its pictures, kept between starts
   OBORO_TOKEN=... python -m ui --host 0.0.0.0        # for others, who need the token
-  python -m ui --blocklist terms.txt --output-check terms.txt --clip path/to/clip
+  python -m ui --blocklist terms.txt --output-check terms.txt
   curl http://127.0.0.1:7860/v1/images/generations -H 'Content-Type: application/json' -d '{"prompt": "a red apple"}'
 
 SIGTERM and Ctrl-C let the step in flight end; what waits is kept in the store, and made after the next start.
@@ -57,8 +57,8 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what is not made, and not shown").add_argument
     add("--blocklist", type=Path, metavar="FILE", help="refuse prompts with one of its terms, one a line")
     add("--output-check", type=Path, metavar="FILE", help="do not show pictures in which --clip finds one of its terms")
-    add("--output-threshold", type=float, default=THRESHOLD, metavar="COSINE", help="from where (default: %(default)s)")
-    add("--clip", type=Path, default=DEFAULT_CLIP, metavar="FOLDER", help="of a CLIP (default: %(default)s)")
+    add("--output-threshold", type=float, metavar="COSINE", help="from where (default: what suits the CLIP)")
+    add("--clip", type=Path, default=DEFAULT_CLIP, metavar="FOLDER", help="of a CLIP (default: the shipped emoji-clip)")
 
     add_model(parser, lora=False)
     return parser

@@ -20,7 +20,6 @@ from diffusion.open import AnyPipeline
 from diffusion.pipeline import Picture, Progress, Report
 from diffusion.request import Request, Resolved
 
-THRESHOLD = 0.27  # the cosine from which CLIPs of OpenAI's kind find that a picture shows a text
 SYNTAX = re.compile(r"[()\[\]{}\\|]|:\s*[\d.]+")  # what weighs parts of a prompt, and may stand within a word
 LETTER = "[0-9a-z\u00c0-\u024f]"  # of scripts that put spaces between words
 
@@ -67,10 +66,11 @@ def _whole(term: str) -> str:
 class OutputCheck:
     """What a CLIP must not find in pictures."""
 
-    def __init__(self, terms: Terms, ranker: Ranker, threshold: float = THRESHOLD) -> None:
+    def __init__(self, terms: Terms, ranker: Ranker, threshold: float | None = None) -> None:
+        """The threshold is a cosine; by default, that of the CLIP."""
         self.terms = terms
         self.ranker = ranker
-        self.threshold = threshold
+        self.threshold = ranker.concepts.threshold if threshold is None else threshold
         self.vectors: Tensor = ranker.names(terms.written)  # [N, P]
 
     def check(self, image: Image.Image) -> None:

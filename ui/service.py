@@ -159,8 +159,11 @@ class Service:
 
     def glance(self, id: str) -> Event:
         """How far a job is; from now on, for a while, with previews. Raises KeyError for one that there is not."""
-        self._wanted[id] = time.monotonic() + GLANCE
-        return self._event(self.store.get(id))
+        event, now = self._event(self.store.get(id)), time.monotonic()
+        with self._watching_lock:
+            self._wanted = {one: until for one, until in self._wanted.items() if until > now}
+            self._wanted[id] = max(self._wanted.get(id, 0), now + GLANCE)
+        return event
 
     def watch(self, ids: Iterable[str], previews: bool = True) -> Iterator[Event]:
         """What happens to jobs, until all have ended; the first events tell how they are now.

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,14 +133,16 @@ def run(args: argparse.Namespace) -> int:
         store, group = Store(args.out, f"jobs{suffix}.sqlite", shelf), f"batch-{secrets.token_urlsafe(6)}"
         store.dismiss("batch-*")  # of a run that was killed, or had another file
         crew = hire(args, store, model_digest(pipeline.model))
-        try:
-            asked = requests(args, part, parts, pipeline)
-            names = [name for name in queue(asked, total, pipeline, store, group, crew) if args.x or args.y]
-            del pipeline  # the workers have their own
-            manifest = Manifest(args.out / f"manifest{suffix}.jsonl", store, group)
-            see_through(manifest, crew, quiet=part > 0)
-        finally:
-            crew.stop()
+        # Ray prints what its nodes log to stdout, which is for what was made.
+        with redirect_stdout(sys.stderr):
+            try:
+                asked = requests(args, part, parts, pipeline)
+                names = [name for name in queue(asked, total, pipeline, store, group, crew) if args.x or args.y]
+                del pipeline  # the workers have their own
+                manifest = Manifest(args.out / f"manifest{suffix}.jsonl", store, group)
+                see_through(manifest, crew, quiet=part > 0)
+            finally:
+                crew.stop()
         for path in sheets(args, names):
             print(path)
         store.close()

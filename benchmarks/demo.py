@@ -32,6 +32,7 @@ HOSTILE = (
     "&lt;img src=x onerror={}&gt;", "<style>@import 'javascript:{}'</style>", "@children<img src=x onerror={}>",
     "<template><script>{}</script></template>", "\u2028<img src=x onerror={}>", "<object data='javascript:{}'>",
 )  # fmt: skip
+TIMEOUT = 180_000  # milliseconds, for machines that do other work, too; a canvas drawn without a GPU takes seconds
 CALLS = ("alert(1)", "confirm(1)", "prompt(1)", "window.harmed=1", "top.harmed=1")
 # The addresses of those that are done; nothing while any is not.
 PICTURES = """() => document.querySelector("#stage figure:not(.done)") ? "" :
@@ -50,6 +51,7 @@ class Visit:
             color_scheme="dark" if dark else "light", device_scale_factor=1 if width > 500 else 2,
         )  # fmt: skip
         self.page = self.context.new_page()
+        self.page.set_default_timeout(TIMEOUT)
         self.errors: list[str] = []
         self.leaving = False  # what was streamed is broken off when a page is left, and Gradio says so
         self.page.on("console", self._heard)
@@ -78,7 +80,7 @@ class Visit:
     def open(self) -> None:
         self.leaving = True
         self.page.goto(self.url)
-        self.page.wait_for_selector("#examples button", timeout=60_000)
+        self.page.wait_for_selector("#examples button")
         self.leaving = False
 
     def say(self, prompt: str) -> None:
@@ -88,11 +90,11 @@ class Visit:
         """Presses the button, and waits until other pictures than before are there."""
         before = self.page.evaluate(f"({PICTURES})()")
         self.page.click("#make")
-        self.page.wait_for_function(f"before => !['', before].includes(({PICTURES})())", arg=before, timeout=180_000)
+        self.page.wait_for_function(f"before => !['', before].includes(({PICTURES})())", arg=before)
         self.made()
 
     def made(self) -> None:
-        self.page.wait_for_selector("#make", timeout=180_000)
+        self.page.wait_for_selector("#make")
         self.page.wait_for_function("[...document.images].every(image => image.complete)")
 
     def unfold(self, section: str) -> None:
@@ -135,7 +137,7 @@ def first_picture(visit: Visit, out: Path) -> str:
 def previews_and_stop(visit: Visit, out: Path) -> str:
     page, seen, steps = visit.page, set(), set()
     visit.unfold("settings")
-    visit.number("Pictures", 4)
+    visit.number("Pictures", 9)
     visit.number("Steps", 100)
     page.click("#make")
     page.wait_for_selector("#stage figure.running img")
@@ -148,13 +150,14 @@ def previews_and_stop(visit: Visit, out: Path) -> str:
     page.click("#stop")
     page.wait_for_selector("#make")
     seconds = time.perf_counter() - start
-    assert page.locator("#stage figure.cancelled").count() >= 2
+    assert page.locator("#stage figure.cancelled").count() >= 1
     assert len(seen) > 4
     return f"{len(seen)} previews and {len(steps)} states of the bar in 20 looks; stopped in {seconds:.1f} s"
 
 
 def reload_in_the_middle(visit: Visit, out: Path) -> str:
     page = visit.page
+    visit.number("Pictures", 4)
     visit.say("a flat illustration of a fox")
     page.click("#make")
     page.wait_for_selector("#stage figure.running img")

@@ -171,7 +171,7 @@ def test_a_batch_makes_what_is_missing_and_says_what_it_made(
     (out / planned[1]).unlink()
     before = {name: (out / name).stat().st_mtime_ns for name in made if name != planned[1]}
     write(file, [*rows[:4], {"prompt": "a red apple", "seed": 9, "steps": 1}])
-    assert batch(tiny_model, file, out) == 0
+    assert batch(tiny_model, file, out, "--batch", "2") == 0
     assert {name: pictures(out)[name] for name in made} == made
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
     assert sorted(row["seed"] for row in manifest(out)) == [0, 1, 2, 3, 9]

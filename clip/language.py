@@ -46,13 +46,7 @@ class PromptModel:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}; give that of a GPT-2 or a LLaMA.")
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"{folder} has no tokenizer.json; save its tokenizer with transformers' fast kind.")
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{path} cannot be read as a tokenizer ({error}): fetch or save it again") from None
+        tokenizer = tokenizer_from_folder(folder)
         return cls(language_model_from_folder(folder), tokenizer)
 
     def save(self, folder: str | Path) -> None:
@@ -60,8 +54,11 @@ class PromptModel:
         folder = Path(folder)
         save_language_model(self.model, folder)
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), BOUNDARY)
-        length = {"model_max_length": self.model.config.length}
+        config = self.model.config
+        end = config.end_token_ids[0] if config.end_token_ids else None
+        ids = {"bos_token": config.start_token_id, "eos_token": end, "unk_token": end}
+        special = {name: self.tokenizer.id_to_token(id) for name, id in ids.items() if id is not None}
+        length = {"model_max_length": config.length}
         write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | special | length)
 
     def encode(self, text: str) -> list[int]:
@@ -92,6 +89,16 @@ class PromptModel:
 
     def bits_per_byte(self, text: str) -> float:
         return self.bits(text) / len(text.encode())
+
+
+def tokenizer_from_folder(folder: Path) -> tokenizers.Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json; save its tokenizer with transformers' fast kind.")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} cannot be read as a tokenizer ({error}): fetch or save it again") from None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:

@@ -20,7 +20,7 @@ from clip.folder import (
     split,
     write_folder,
 )
-from clip.language_formats import FORMATS, Format
+from clip.language_formats import FORMATS, Format, Json
 from clip.language_model import LanguageConfig, LanguageModel
 from clip.transformer import GATED
 
@@ -36,20 +36,27 @@ def language_model_from_folder(folder: str | Path) -> LanguageModel:
     Of a T5 the encoder is read. Raises ValueError, in one sentence, for what cannot be opened.
     """
     folder = Path(folder)
-    described = read_json(folder / CONFIG)
+    state = read_weights(folder / WEIGHTS)
+    return language_model_from_weights(read_json(folder / CONFIG), state, folder, torch.float32)
+
+
+def language_model_from_weights(
+    described: Json, state: State, folder: Path, dtype: torch.dtype | None = None
+) -> LanguageModel:
+    """That of a folder read already; where no dtype is named, in that of the weights."""
     kind = described.get("model_type")
     if kind not in FORMATS:
         raise ValueError(f"{folder} is of model_type {kind!r}: {', '.join(FORMATS)} can be opened")
     form = FORMATS[kind]
     config = form.read(described)
-    state = from_format(read_weights(folder / WEIGHTS), form)
+    state = from_format(state, form)
     if config.head == "tied":
         state.pop("head.weight", None)  # some files hold the same table twice
     elif config.head == "untied" and "head.weight" not in state:
         config = replace(config, head="none")
     with Undrawn(len(state)), torch.device("meta"):
         model = LanguageModel(config)
-    return load(model, state, folder).eval()
+    return load(model, state, folder, dtype).eval()
 
 
 def save_language_model(model: LanguageModel, folder: str | Path) -> None:

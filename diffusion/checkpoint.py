@@ -109,8 +109,8 @@ def check_fit(model: Model) -> None:
         raise ValueError(f"{model.path} has no autoencoder; name one with --vae.")
     tokens = sum(encoder.config.width for encoder in model.text_encoders)
     facts = [
-        ("numbers a token", tokens, tokens == unet.cross_attention_dim,
-         f"the U-Net reads {unet.cross_attention_dim}"),
+        ("numbers a token", tokens, tokens == unet.text_channels,
+         f"the U-Net reads {unet.text_channels}"),
         # An inpainting U-Net also reads a mask, and the latents of what is not to be painted over.
         ("channels of latents", autoencoder.channels,
          unet.out_channels == autoencoder.channels

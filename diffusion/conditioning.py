@@ -5,8 +5,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from clip.language_encoder import LanguageEncoder
 from clip.text import TextEncoder
+
+Encoder = TextEncoder | LanguageEncoder
 
 SIZES = 6  # numbers: heights and widths of the original and the target, and the corner of the crop between them
 
@@ -60,25 +64,46 @@ class Reading:
     skip: int = 0  # last layers left out; AUTOMATIC1111's "clip skip" is one more
     norm: bool = True  # whether the final norm follows
     empty_is_zero: bool = False  # the empty negative prompt is `zeros()`
+    apart: bool = False  # encoders' tokens stand one after the other, not side by side
 
 
 PLAIN = Reading()
 XL = Reading(skip=1, norm=False, empty_is_zero=True)
+LANGUAGE = Reading(apart=True)
+
+
+def encoder_names(encoders: Sequence[Encoder]) -> list[str]:
+    """What a model folder calls them: CLIPs come first and are numbered from the second on."""
+    clips = sum(isinstance(encoder, TextEncoder) for encoder in encoders)
+    return ["text_encoder", "text_encoder_2"][:clips] + ["language_model"] * (len(encoders) - clips)
 
 
 def encode(
-    encoders: Sequence[TextEncoder],
+    encoders: Sequence[Encoder],
     ids: Sequence[Tensor],
     reading: Reading,
     skip: int | None = None,
     inputs: Sequence[Tensor | None] | None = None,
-) -> Conditioning:
-    """Ids [B, L] of the same texts, by each encoder's own tokenizer => their embeddings, without sizes.
+) -> tuple[list[Tensor], Tensor]:
+    """Ids [B, L] of the same texts, by each encoder's own tokenizer => each one's embeddings, for `join`.
 
-    Several encoders' tokens stand side by side, D being the sum of their widths; pooled is the last one's.
-    `skip` replaces the reading's own, `inputs` [B, L, D] the ids' own embeddings where they are given.
+    With them comes the last one's `pooled`. `skip` replaces the reading's own, `inputs` [B, L, D] the ids' own
+    embeddings where they are given.
     """
     skip = reading.skip if skip is None else skip
     each = zip(encoders, ids, inputs or [None] * len(ids), strict=True)
     outputs = [encoder(part, skip, reading.norm, given) for encoder, part, given in each]
-    return Conditioning(torch.cat([output.tokens for output in outputs], dim=-1), outputs[-1].pooled)
+    return [output.tokens for output in outputs], outputs[-1].pooled
+
+
+def join(tokens: Sequence[Tensor], reading: Reading) -> Tensor:
+    """Embeddings [B, L, D] by several encoders as one text. D becomes the sum of their widths.
+
+    Side by side, they are of texts of one length. Apart, each has columns of its own and zeros in the others', so that
+    one projection of all columns is a projection for each encoder; L becomes the sum of their lengths.
+    """
+    if not reading.apart:
+        return torch.cat([*tokens], dim=-1)
+    widths = [part.shape[-1] for part in tokens]
+    padded = [F.pad(part, (sum(widths[:i]), sum(widths[i + 1 :]))) for i, part in enumerate(tokens)]
+    return torch.cat(padded, dim=1)

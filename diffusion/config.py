@@ -8,9 +8,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 DIFFUSERS_VERSION = "0.30.0"  # the oldest release that knows every key written here
+UNIONS = (Union, UnionType)  # Python makes the first of `Literal[...] | None`
 LARGEST = 1_000_000  # whole number: there are vocabularies of a quarter of it
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
 
@@ -66,7 +67,7 @@ def checked(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in UNIONS:
         return any(_fits(value, one) for one in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
@@ -80,7 +81,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _said(kind: Any) -> str:
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in UNIONS:
         return " or ".join(_said(one) for one in get_args(kind))
     if get_origin(kind) is tuple:
         return f"a list, each {_said(get_args(kind)[0])}"

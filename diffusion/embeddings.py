@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clip.language_encoder import LanguageEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.files import PICKLES
 from diffusion.model import Model
@@ -106,6 +107,8 @@ class Embeddings:
         if path.suffix != SAFE:
             raise ValueError(f"{path} can run code when it is loaded; convert it to safetensors where that is safe.")
         file, encoders = Safetensors(path), self.model.text_encoders
+        if any(isinstance(encoder, LanguageEncoder) for encoder in encoders):
+            raise ValueError(f"{path} is textual inversion, which is CLIP's; {self.model.name} has a language model.")
         tensors = read_weights([file], torch.float32)
         names = [name for name in XL if name in tensors] or list(tensors)
         for name in names:

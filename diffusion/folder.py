@@ -7,6 +7,7 @@
     unet/                            config.json, diffusion_pytorch_model.safetensors
     vae/                             the same; a model of pixels has none
     scheduler/                       scheduler_config.json
+    language_model/                  a GPT-2, LLaMA or T5 with its tokenizer, in CLIP's place or after it (ours alone)
     SHA256SUMS                       of all of these (ours alone)
 
 Weights may be in shards that an index names, or in a `.fp16` variant. The classes of parts are on a list.
@@ -26,11 +27,22 @@ from torch import nn
 
 from clip.durable import write_atomically
 from clip.folder import Undrawn
+from clip.language import tokenizer_from_folder
+from clip.language_encoder import (
+    SETTINGS,
+    EncoderSettings,
+    LanguageEncoder,
+    LanguageTokenizer,
+    language_encoder_from_weights,
+    save_language_encoder,
+)
+from clip.language_formats import FORMATS
 from clip.pretrained import save_text_encoder, text_encoder_from_weights
+from clip.pretrained_language import kind_of
 from clip.text import TextConfig, TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
-from diffusion.conditioning import PLAIN, XL, Reading
+from diffusion.conditioning import LANGUAGE, PLAIN, XL, Encoder, Reading, encoder_names
 from diffusion.config import DIFFUSERS_VERSION, checked
 from diffusion.files import SUMS, WHOLE, Files, format_sums, sums_of
 from diffusion.model import Defaults, Model
@@ -43,10 +55,13 @@ INDEX, DEFAULTS = "model_index.json", "generation_config.json"
 WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"  # .safetensors
 
 # The pipelines whose models are read here; what a pipeline does with them is no matter.
+LANGUAGE_PIPELINE = "LanguagePipeline"  # ours alone: diffusers has none of that name, and opens its parts one by one
 PIPELINES = [
     f"{kind}{task}Pipeline" for kind in ("StableDiffusion", "StableDiffusionXL") for task in ("", "Img2Img", "Inpaint")
-]
+] + [LANGUAGE_PIPELINE]
 # Each part, and what model_index.json may name for it: a library and classes.
+LANGUAGE_MODEL = "language_model"
+LANGUAGE_CLASSES = tuple(name for form in FORMATS.values() for name in (form.head_class, form.bare_class))
 TOKENIZER = ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast"))
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tokenizer": TOKENIZER,
@@ -56,6 +71,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unet": ("diffusers", ("UNet2DConditionModel",)),
     "vae": ("diffusers", ("AutoencoderKL",)),
     "scheduler": ("diffusers", tuple(SCHEDULERS)),
+    LANGUAGE_MODEL: ("transformers", LANGUAGE_CLASSES),
 }
 UNREAD = {"safety_checker", "feature_extractor", "image_encoder"}  # parts that a folder may have besides
 
@@ -73,14 +89,21 @@ def load_folder(root: Path, dtype: torch.dtype | None, others: torch.dtype | Non
     for part in sorted(parts & PARTS.keys()):
         if not part.startswith("tokenizer"):  # checked where they are read: they come first, and cost the most
             files.check(part)
-    two = "text_encoder_2" in parts
     noise, said = load_noise(files, "scheduler"), _read_defaults(files)
-    tokenizers = [load_tokenizer(files, f"tokenizer{n}") for n in ("", "_2")[: 1 + two]]
-    text_encoders = [load_text_encoder(files, f"text_encoder{n}", others) for n in ("", "_2")[: 1 + two]]
+    clips = [n for n in ("", "_2") if f"text_encoder{n}" in parts]
+    tokenizers = [load_tokenizer(files, f"tokenizer{n}") for n in clips]
+    text_encoders: list[Encoder] = [load_text_encoder(files, f"text_encoder{n}", others) for n in clips]
+    reading = PLAIN
+    if "text_encoder_2" in parts:
+        reading = replace(XL, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True)))
+    if LANGUAGE_MODEL in parts:
+        reading = LANGUAGE
+        tokenizer, encoder = load_language_encoder(files, LANGUAGE_MODEL, others)
+        tokenizers.append(tokenizer)
+        text_encoders.append(encoder)
     autoencoder = load_autoencoder(files, "vae", others) if "vae" in parts else PixelSpace()
     unet = load_unet(files, "unet", dtype)
     defaults = replace(Defaults(sampler=noise.config.sampler, size=picture_size(unet, autoencoder)), **said)
-    reading = replace(XL, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True))) if two else PLAIN
     return Model(
         tuple(tokenizers), tuple(text_encoders), unet, autoencoder, noise, defaults, root, name, files.hashes, reading
     )
@@ -107,6 +130,18 @@ def load_text_encoder(files: Files, part: str = "", dtype: torch.dtype | None = 
         return encoder
 
 
+def load_language_encoder(
+    files: Files, part: str = "", dtype: torch.dtype | None = torch.float32
+) -> tuple[LanguageTokenizer, LanguageEncoder]:
+    folder, config = files.root / part, files.config(join(part, "config.json"))
+    files.verify_all(part)
+    settings, weights = files.config(join(part, SETTINGS)), files.read(files.weights(part, TEXT_WEIGHTS), dtype)
+    with faults_of(folder):
+        described = EncoderSettings(**checked(EncoderSettings, settings))
+        encoder = language_encoder_from_weights(config, weights, described, folder)
+        return LanguageTokenizer(tokenizer_from_folder(folder), encoder.config), encoder
+
+
 def load_unet(files: Files, part: str = "", dtype: torch.dtype | None = torch.float32) -> UNet:
     return _load_network(files, part, dtype, lambda config: UNet(UNetConfig.from_dict(config)))
 
@@ -124,7 +159,7 @@ def load_noise(files: Files, part: str = "") -> Noise:
 def save_folder(
     folder: Path,
     tokenizers: Sequence[Tokenizer],
-    text_encoders: Sequence[TextEncoder],
+    text_encoders: Sequence[Encoder],
     unet: UNet,
     autoencoder: Autoencoder | PixelSpace,
     noise: Noise,
@@ -133,25 +168,35 @@ def save_folder(
 ) -> None:
     """Writes a model folder. Weights keep the dtype that they have: `unet.half()` first halves the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {part: [library, classes[0]] for part, (library, classes) in PARTS.items()}
-    for n, tokenizer, text_encoder in zip(("", "_2"), tokenizers, text_encoders, strict=False):
-        tokenizer.save(folder / f"tokenizer{n}")
-        save_text_encoder(text_encoder, folder / f"text_encoder{n}")
-    if len(text_encoders) == 1:
-        del parts["tokenizer_2"], parts["text_encoder_2"]
+    parts: dict[str, list[str]] = {}
+    named = encoder_names(text_encoders)
+    for part, tokenizer, text_encoder in zip(named, tokenizers, text_encoders, strict=True):
+        if isinstance(text_encoder, LanguageEncoder):
+            assert isinstance(tokenizer, LanguageTokenizer)
+            save_language_encoder(text_encoder, tokenizer, folder / part)
+            parts[part] = ["transformers", FORMATS[kind_of(text_encoder.config.language)].head_class]
+        else:
+            words = part.replace("text_encoder", "tokenizer")
+            tokenizer.save(folder / words)
+            save_text_encoder(text_encoder, folder / part)
+            parts |= {each: _first(each) for each in (words, part)}
+    parts["unet"] = _first("unet")
     save_unet(unet, folder / "unet")
     if isinstance(autoencoder, Autoencoder):
         save_autoencoder(autoencoder, folder / "vae")
-    else:
-        del parts["vae"]
+        parts["vae"] = _first("vae")
     parts["scheduler"] = ["diffusers", noise.config.scheduler]
     save_noise(noise, folder / "scheduler")
     write_atomically(folder / DEFAULTS, _json(asdict(defaults)))
 
-    kind = "StableDiffusion" if len(text_encoders) == 1 else "StableDiffusionXL"
+    kind = "StableDiffusionXL" if "text_encoder_2" in named else "StableDiffusion"
     task = "Inpaint" if unet.config.in_channels > unet.config.out_channels else ""
-    pipeline = {"_class_name": f"{kind}{task}Pipeline", "_diffusers_version": DIFFUSERS_VERSION}
-    if len(text_encoders) == 1:
+    name = LANGUAGE_PIPELINE if LANGUAGE_MODEL in named else f"{kind}{task}Pipeline"
+    pipeline = {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
+    absent: dict[str, Any]
+    if LANGUAGE_MODEL in named:
+        absent = {}
+    elif len(named) == 1:
         absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     else:
         absent = {"force_zeros_for_empty_prompt": (reading or XL).empty_is_zero}
@@ -207,7 +252,14 @@ def _read_index(files: Files) -> tuple[dict[str, Any], set[str]]:
         if part not in UNREAD and value not in [[library, name] for name in classes]:
             expected = f"expected {' or '.join(classes)} of {library}" if classes else "no such part is known"
             raise ValueError(f"{folder} has as its {shown(part)} {'.'.join(map(str, value)):.80}; {expected}.")
-    optional = {"vae"} if "text_encoder_2" in parts else {"vae", "tokenizer_2", "text_encoder_2"}
+    if (name == LANGUAGE_PIPELINE) != (LANGUAGE_MODEL in parts) or {LANGUAGE_MODEL, "text_encoder_2"} <= parts.keys():
+        raise ValueError(f"{folder} is a {name} of {', '.join(parts)}: a {LANGUAGE_PIPELINE}, and no other, has a "
+                         f"{LANGUAGE_MODEL}, alone or after one text_encoder.")
+    optional = {"vae", LANGUAGE_MODEL}
+    if "text_encoder_2" not in parts:
+        optional |= {"tokenizer_2", "text_encoder_2"}
+    if "text_encoder" not in parts and LANGUAGE_MODEL in parts:
+        optional |= {"tokenizer", "text_encoder"}
     for part in PARTS:
         if part not in parts and part not in optional:
             raise ValueError(f"{folder / INDEX} names no {part}; {WHOLE}.")
@@ -264,6 +316,12 @@ def faults_of(path: Path) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         said = sentence(error)
         raise ValueError(f"{said}." if said.startswith(str(path)) else f"{path}: {said}.") from error
+
+
+def _first(part: str) -> list[str]:
+    """What model_index.json says of a part, where there is nothing to choose."""
+    library, classes = PARTS[part]
+    return [library, classes[0]]
 
 
 def _json(values: dict[str, Any]) -> bytes:

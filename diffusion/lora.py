@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clip.language_encoder import LanguageEncoder
 from clip.pretrained import to_transformers
+from diffusion.conditioning import encoder_names
 from diffusion.model import Model
 from diffusion.original import original_name, original_names
 from diffusion.weights import Safetensors, shown, strict_json
@@ -116,8 +118,7 @@ def _scale(layer: str, rank: int, alpha: float | None, notes: dict[str, Any]) ->
 
 def networks(model: Model) -> dict[str, nn.Module]:
     """Those that a LoRA may change, as diffusers names them: the U-Net, then the text encoders."""
-    names = [TEXT_ENCODER, *(f"{TEXT_ENCODER}_{i}" for i in range(2, len(model.text_encoders) + 1))]
-    return {UNET: model.unet, **dict(zip(names, model.text_encoders, strict=True))}
+    return {UNET: model.unet, **dict(zip(encoder_names(model.text_encoders), model.text_encoders, strict=True))}
 
 
 def places(model: Model) -> dict[str, Place]:
@@ -125,6 +126,8 @@ def places(model: Model) -> dict[str, Place]:
     found: dict[str, Place] = {}
     originals = original_names(model.unet.config)
     for network, module in networks(model).items():
+        if isinstance(module, LanguageEncoder):
+            continue  # the files have no names for its layers
         for name, place in _renamed(network, module).items():
             under = name.replace(".", "_")
             if network == UNET:

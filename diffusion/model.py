@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clip.text import TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, PixelSpace
-from diffusion.conditioning import PLAIN, Reading
+from diffusion.conditioning import PLAIN, Encoder, Reading
 from diffusion.noise import Noise
 from diffusion.unet import UNet
 
@@ -28,7 +27,7 @@ class Model:
     """The networks are loaded to evaluate, on the CPU, in float32; the U-Net in what it shall run in."""
 
     tokenizers: tuple[Tokenizer, ...]  # one a text encoder
-    text_encoders: tuple[TextEncoder, ...]
+    text_encoders: tuple[Encoder, ...]
     unet: UNet
     autoencoder: Autoencoder | PixelSpace
     noise: Noise

@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> Iterator[Explained]:
     if not 1 <= args.steps <= MAX_STEPS:
         raise ValueError(f"--steps is {args.steps}; expected 1 to {MAX_STEPS}.")
     path, embeddings = find_model(args.model), None
-    if args.embeddings:  # which are made for a model's text encoders
+    if args.embeddings or not (path / "tokenizer").is_dir():  # embeddings are made for a model's text encoders
         model = load_model(path)
         tokenizer, embeddings = model.tokenizers[0], Embeddings(model, args.embeddings)
     else:

@@ -11,9 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clip.text import TextEncoder
 from diffusion.chunks import Chunk, chunks
-from diffusion.conditioning import Conditioning, encode
+from diffusion.conditioning import Conditioning, Encoder, encode, join
 from diffusion.embeddings import Embedding, Embeddings, Vector
 from diffusion.grammar import Term, read
 from diffusion.guidance import Script, always
@@ -27,7 +26,7 @@ class Reader:
     """Reads for a model, whose text encoders are where its pictures are made."""
 
     def __init__(
-        self, model: Model, encoders: Sequence[TextEncoder], dtype: torch.dtype, embeddings: Embeddings | None = None
+        self, model: Model, encoders: Sequence[Encoder], dtype: torch.dtype, embeddings: Embeddings | None = None
     ) -> None:
         self.model = model
         self.embeddings = embeddings
@@ -96,24 +95,22 @@ class Reader:
 
     def _encode(self, text: Text, syntax: str, skip: int | None) -> Conditioning:
         """The chunks of one text => [1, chunks * L, D]. What the text is as a whole is what its first chunk is."""
-        weighed = any(weight != 1 for chunk in text[0] for weight in chunk.weights)
+        weighed = any(weight != 1 for each in text for chunk in each for weight in chunk.weights)
         if weighed and syntax == "comfy":
             text = [[*each, Chunk()] for each in text]
-        ids, inputs = [], []
+        ids, inputs, weights = [], [], []
         for i, (each, tokenizer) in enumerate(zip(text, self.model.tokenizers, strict=True)):
-            part, given = self._inputs([chunk.marked(tokenizer)[0] for chunk in each], i)
+            marked = [chunk.marked(tokenizer) for chunk in each]
+            part, given = self._inputs([row for row, _ in marked], i)
             ids.append(part)
             inputs.append(given)
-        encoding = encode(self.encoders, ids, self.model.reading, skip, inputs)
-        tokens = encoding.tokens  # [chunks, L, D]
+            weights.append(torch.tensor([row for _, row in marked], device=part.device))  # [chunks, L]
+        parts, pooled = encode(self.encoders, ids, self.model.reading, skip, inputs)  # [chunks, L, D] each
         if weighed:
-            marked = [chunk.marked(self.model.tokenizers[0])[1] for chunk in text[0]]
-            weights = torch.tensor(marked, device=tokens.device)  # [chunks, L]
-            parts = tokens.split([encoder.config.width for encoder in self.encoders], dim=-1)
             weigh = from_empty if syntax == "comfy" else keeping_mean
-            tokens = torch.cat([weigh(part, weights) for part in parts], dim=-1)
-        pooled = None if encoding.pooled is None else encoding.pooled[:1]
-        return Conditioning(tokens.flatten(0, 1)[None], pooled).to(self.dtype)
+            parts = [weigh(part, by) for part, by in zip(parts, weights, strict=True)]
+        tokens = join(parts, self.model.reading)
+        return Conditioning(tokens.flatten(0, 1)[None], pooled[:1]).to(self.dtype)
 
     def _inputs(self, rows: list[list[int | Vector]], encoder: int) -> tuple[Tensor, Tensor | None]:
         """Ids [B, L], and what an encoder is to take for their embeddings [B, L, D] where words have their own."""

@@ -49,6 +49,8 @@ class UNetConfig(Config):
     addition_embed_type: str | None = None  # text_time: pooled text and sizes are embedded beside the time
     addition_time_embed_dim: int | None = None  # channels a size
     projection_class_embeddings_input_dim: int | None = None  # channels of pooled text and sizes together
+    encoder_hid_dim_type: str | None = None  # text_proj: the text is projected to `cross_attention_dim` first
+    encoder_hid_dim: int | None = None  # channels of the text before that
 
     CLASS: ClassVar[str] = "UNet2DConditionModel"
     FIXED: ClassVar[Mapping[str, Any]] = {
@@ -63,7 +65,6 @@ class UNetConfig(Config):
         "downsample_padding": 1,
         "dropout": 0.0,
         "dual_cross_attention": False,
-        "encoder_hid_dim_type": None,
         "mid_block_scale_factor": 1,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         "num_attention_heads": None,
@@ -80,8 +81,7 @@ class UNetConfig(Config):
         "timestep_post_act": None,
     }
     IGNORED: ClassVar[frozenset[str]] = frozenset({
-        "addition_embed_type_num_heads",  # these three qualify choices that are refused above
-        "encoder_hid_dim",
+        "addition_embed_type_num_heads",  # these two qualify choices that are refused above
         "mid_block_only_cross_attention",
         "upcast_attention",  # fused attention accumulates in float32 by itself
     })
@@ -109,6 +109,12 @@ class UNetConfig(Config):
             for field in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
                 if type(value := getattr(self, field)) is not int or value < 2:
                     raise ValueError(f"{field}={value!r} is not supported; expected a whole number of channels.")
+        if self.encoder_hid_dim_type not in (None, "text_proj"):
+            raise ValueError(f"encoder_hid_dim_type={self.encoder_hid_dim_type!r} is not supported; "
+                             "expected None or 'text_proj'.")
+        if self.encoder_hid_dim_type and not self.encoder_hid_dim:
+            raise ValueError(f"encoder_hid_dim={self.encoder_hid_dim!r} is not supported; "
+                             "expected the number of channels that 'text_proj' reads.")
         self.check_groups(self.block_out_channels, self.norm_num_groups)
         if self.block_out_channels[0] % 2:
             raise ValueError(f"block_out_channels={self.block_out_channels} begins with an odd number; "
@@ -117,6 +123,11 @@ class UNetConfig(Config):
         if any(width % count for width, count in zip(self.block_out_channels, heads, strict=True)):
             raise ValueError(f"block_out_channels={self.block_out_channels} do not divide by {heads} heads; "
                              "attention_head_dim is the number of heads, not their width.")
+
+    @property
+    def text_channels(self) -> int:
+        """Numbers a token of the text that the network is told."""
+        return self.encoder_hid_dim or self.cross_attention_dim  # diffusers projects wherever the first is said
 
     def pooled_channels(self, sizes: int) -> int:
         """Channels of the pooled text that is embedded together with so many sizes."""
@@ -149,6 +160,9 @@ class UNet(nn.Module):
         self.add_embedding = None
         if config.projection_class_embeddings_input_dim and config.addition_embed_type:
             self.add_embedding = Embedding(config.projection_class_embeddings_input_dim, finest.time_channels)
+        self.encoder_hid_proj = None
+        if config.encoder_hid_dim:
+            self.encoder_hid_proj = nn.Linear(config.encoder_hid_dim, config.cross_attention_dim)
         self.down_blocks = nn.ModuleList()
         for level, kind in zip(levels, config.down_block_types, strict=True):
             self.down_blocks.append(Down(level, width, "CrossAttn" in kind, downsample=level is not coarsest))
@@ -168,7 +182,8 @@ class UNet(nn.Module):
         """What sampling computes once a picture and passes as the text; a tensor is tokens [B, L, D] alone."""
         text = Conditioning(text) if isinstance(text, Tensor) else text
         blocks = [module for module in self.modules() if isinstance(module, TransformerBlock)]
-        keys_values = [block.attn2.keys_values(text.tokens) for block in blocks]
+        tokens = text.tokens if self.encoder_hid_proj is None else self.encoder_hid_proj(text.tokens)
+        keys_values = [block.attn2.keys_values(tokens) for block in blocks]
         if self.add_embedding is None:
             return Context(keys_values)
         assert text.pooled is not None

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from clip.language import SHIPPED, PromptModel
+from clip.language_encoder import EncoderSettings, language_encoder
 from clip.pretrained import text_encoder_from_folder
-from clip.text import TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, PixelSpace
 from diffusion.checkpoint import Defaults, save_model
-from diffusion.conditioning import Conditioning
+from diffusion.conditioning import LANGUAGE, PLAIN, Conditioning, Encoder
 from diffusion.denoiser import Denoiser, Loss, logit_normal
 from diffusion.files import Files
 from diffusion.folder import load_autoencoder
@@ -26,8 +27,8 @@ from train.command import run
 from train.curve import grid
 from train.data import Dataset
 from train.loop import Metrics, fit, generator, order
-from train.prepared import prepare
-from train.recipe import Recipe, arguments
+from train.prepared import embed, prepare
+from train.recipe import Recipe, Table, arguments, build
 
 EXAMPLES = """examples:
   python -m train.denoiser emoji-64                    # after the autoencoder and CLIP, into runs/emoji-64/model
@@ -43,21 +44,18 @@ def train(
 ) -> None:
     """Trains the recipe's U-Net on what `out/model` holds so far, and completes the model folder."""
     config = recipe.training("denoiser", steps, precision)
-    tokenizer, text_encoder, autoencoder = frozen_parts(recipe, out / "model")
+    tokenizers, text_encoders, autoencoder = frozen_parts(recipe, out / "model")
+    reading = LANGUAGE if "language" in recipe.denoiser else PLAIN
     noise = Noise(NoiseConfig(**recipe.denoiser["noise"]))
     prediction_type = noise.config.prediction_type
     data = prepare(
-        dataset, autoencoder, text_encoder, tokenizer,
+        dataset, autoencoder, text_encoders, tokenizers, reading,
         recipe.denoiser["variations"], config.seed, out / "denoiser" / "prepared",
     )  # fmt: skip
     shape = data.latents.shape[1:]  # [C, h, w]
 
     torch.manual_seed(config.seed)
-    fitting = {
-        "sample_size": shape[-1], "in_channels": shape[0], "out_channels": shape[0],
-        "cross_attention_dim": data.texts.shape[-1],
-    }  # fmt: skip
-    unet = UNet(UNetConfig.from_dict(recipe.denoiser["model"] | fitting))
+    unet = UNet(UNetConfig.from_dict(unet_config(recipe.denoiser, shape, text_encoders)))
     objective = Loss(noise, prediction_type, recipe.denoiser.get("min_snr_gamma"))
     times, dropout = recipe.denoiser["times"], recipe.denoiser["caption_dropout"]
 
@@ -82,7 +80,7 @@ def train(
         device = next(network.parameters()).device
         defaults = Defaults(**recipe.defaults)
         prompts = [dataset.variation(i * len(dataset) // SHOWN, 0, config.seed)[1] for i in range(SHOWN)]
-        texts = (text_encoder(tokenizer(p)).tokens.to(device) for p in (prompts, [""] * SHOWN))
+        texts = (embed(text_encoders, tokenizers, reading, p).to(device) for p in (prompts, [""] * SHOWN))
         text, negative = (always(Conditioning(tokens)) for tokens in texts)
         sigmas = schedule(noise, defaults.schedule, defaults.steps)
         denoise = guide(Denoiser(network, noise, prediction_type), [text], negative, defaults.guidance)
@@ -96,20 +94,49 @@ def train(
     fit(unet, loss, config, out / "denoiser", samples)
     # fp16 halves the files and moves no picture visibly; who loads them computes in what precision they like.
     save_model(
-        out / "model", (tokenizer,), (text_encoder.cpu().half(),), unet.cpu().half(), autoencoder.cpu().half(),
-        noise, Defaults(**recipe.defaults | {"size": recipe.size}),
+        out / "model", tokenizers, [encoder.cpu().half() for encoder in text_encoders], unet.cpu().half(),
+        autoencoder.cpu().half(), noise, Defaults(**recipe.defaults | {"size": recipe.size}), reading,
     )  # fmt: skip
 
 
-def frozen_parts(recipe: Recipe, model: Path) -> tuple[Tokenizer, TextEncoder, Autoencoder | PixelSpace]:
-    """What the earlier stages left in the model folder. Raises ValueError that says which stage has to come first."""
+def unet_config(table: Table, shape: Sequence[int], text_encoders: Sequence[Encoder]) -> Table:
+    """The recipe's network for latents of a shape [C, h, w]; what a language model says is projected first."""
+    channels, widths = shape[0], [encoder.config.width for encoder in text_encoders]
+    fitting = {"sample_size": shape[-1], "in_channels": channels, "out_channels": channels}
+    if "language" not in table:
+        return table["model"] | fitting | {"cross_attention_dim": widths[0]}
+    projected = {"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": sum(widths)}
+    return {"cross_attention_dim": widths[0]} | table["model"] | fitting | projected
+
+
+def frozen_parts(
+    recipe: Recipe, model: Path
+) -> tuple[list[Tokenizer], list[Encoder], Autoencoder | PixelSpace]:
+    """What the earlier stages left in the model folder. Raises ValueError that says which stage has to come first.
+
+    With a table [denoiser.language] a language model reads the texts too, or alone where it says `clip = false`:
+    of the folder `model`, the shipped one where none is named, as its settings of EncoderSettings say.
+    """
     pixels = recipe.autoencoder.get("kind") == "none"
-    for part, stage in (("tokenizer", "contrastive"), ("text_encoder", "contrastive"), ("vae", "autoencoder")):
-        if not (model / part).is_dir() and not (part == "vae" and pixels):
+    language: Table = dict(recipe.denoiser.get("language", {}))
+    clip, folder = language.pop("clip", True), language.pop("model", SHIPPED)
+    needed = [("tokenizer", "contrastive"), ("text_encoder", "contrastive")] if clip else []
+    for part, stage in [*needed, *([] if pixels else [("vae", "autoencoder")])]:
+        if not (model / part).is_dir():
             raise ValueError(f"{model / part} is not there yet: run python -m train.{stage} first, or python -m train.")
-    text_encoder = text_encoder_from_folder(model / "text_encoder").float().eval().requires_grad_(False)
+    tokenizers: list[Tokenizer] = []
+    encoders: list[Encoder] = []
+    if clip:
+        tokenizers.append(Tokenizer.from_folder(model / "tokenizer"))
+        encoders.append(text_encoder_from_folder(model / "text_encoder"))
+    if "language" in recipe.denoiser:
+        settings = build(EncoderSettings, language, "[denoiser.language]")
+        tokenizer, encoder = language_encoder(PromptModel.from_folder(folder), settings)
+        tokenizers.append(tokenizer)
+        encoders.append(encoder)
     autoencoder = PixelSpace() if pixels else load_autoencoder(Files(model / "vae"))
-    return Tokenizer.from_folder(model / "tokenizer"), text_encoder, autoencoder.eval().requires_grad_(False)
+    frozen = [encoder.float().eval().requires_grad_(False) for encoder in encoders]
+    return tokenizers, frozen, autoencoder.eval().requires_grad_(False)
 
 
 def by_noise_level(errors: Tensor, quantile: Tensor) -> Metrics:

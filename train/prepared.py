@@ -4,6 +4,7 @@ Every picture has K prepared variations (backgrounds, captions). Equal pictures 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clip.durable import write_atomically
-from clip.text import TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, PixelSpace
+from diffusion.conditioning import Encoder, Reading, encode, join
 from train.data import Dataset
 
 
@@ -33,14 +34,15 @@ class Prepared:
 def prepare(
     dataset: Dataset,
     autoencoder: Autoencoder | PixelSpace,
-    text_encoder: TextEncoder,
-    tokenizer: Tokenizer,
+    text_encoders: Sequence[Encoder],
+    tokenizers: Sequence[Tokenizer],
+    reading: Reading,
     variations: int,
     seed: int,
     cache: Path,
 ) -> Prepared:
     """Encodes `variations` of every picture, or reads them from `cache` where they were made by these very weights."""
-    key = _key(dataset, autoencoder, text_encoder, variations, seed)
+    key = _key(dataset, autoencoder, text_encoders, reading, variations, seed)
     path = cache / f"{key}.safetensors"
     if path.exists():
         return Prepared(**load_file(path))
@@ -55,15 +57,15 @@ def prepare(
             text_of[i, k] = captions.setdefault(caption, len(captions))
     size = dataset.size
     pixels = torch.frombuffer(bytearray(b"".join(images)), dtype=torch.uint8).view(-1, 3, size, size)
-    device = next(text_encoder.parameters()).device
+    device = next(text_encoders[0].parameters()).device
     latents = torch.cat([
         autoencoder.encode(batch.to(device).float() / 127.5 - 1).bfloat16().cpu()
         for batch in tqdm(pixels.split(64), desc="encoding pictures", unit="batch")
     ])  # fmt: skip
-    ids = tokenizer(list(captions))
+    said = list(captions)
     texts = torch.cat([
-        text_encoder(batch.to(device)).tokens.bfloat16().cpu()
-        for batch in tqdm(ids.split(64), desc="encoding captions", unit="batch")
+        embed(text_encoders, tokenizers, reading, said[first : first + 64]).bfloat16().cpu()
+        for first in tqdm(range(0, len(said), 64), desc="encoding captions", unit="batch")
     ])  # fmt: skip
     cache.mkdir(parents=True, exist_ok=True)
     for old in cache.glob("*.safetensors"):
@@ -73,16 +75,27 @@ def prepare(
     return Prepared(**prepared)
 
 
+def embed(
+    text_encoders: Sequence[Encoder], tokenizers: Sequence[Tokenizer], reading: Reading, texts: Sequence[str]
+) -> Tensor:
+    """Texts, cut to what is read at once => what the U-Net is told of them [B, L, D]."""
+    device = next(text_encoders[0].parameters()).device
+    return join(encode(text_encoders, [tokenizer(texts).to(device) for tokenizer in tokenizers], reading)[0], reading)
+
+
 def _key(
     dataset: Dataset,
     autoencoder: Autoencoder | PixelSpace,
-    text_encoder: TextEncoder,
+    text_encoders: Sequence[Encoder],
+    reading: Reading,
     variations: int,
     seed: int,
 ) -> str:
     """A digest of all that the prepared tensors depend on: not of the decoder; of the data, their first variation."""
-    digest = hashlib.sha256(f"{dataset.size} {len(dataset)} {variations} {seed}".encode())
-    for module in (autoencoder, text_encoder):
+    digest = hashlib.sha256(f"{dataset.size} {len(dataset)} {variations} {seed} {reading}".encode())
+    for encoder in text_encoders:
+        digest.update(repr(encoder.config).encode())
+    for module in (autoencoder, *text_encoders):
         for name, tensor in module.state_dict().items():
             if name.startswith(("decoder.", "post_quant_conv.")):
                 continue

@@ -145,6 +145,10 @@ class Tokenizer:
         """The ids of a text, neither cut nor marked. A special token spelt out in it counts as itself."""
         return self._bpe.encode(self._prepare(text), add_special_tokens=False).ids
 
+    def parts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of the parts of a text. Each is read alone: no word is in two of them, and space says nothing."""
+        return [self.encode(text) for text in texts]
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Texts -> ids [B, L]."""
         assert not isinstance(texts, str), "a list of texts is expected"

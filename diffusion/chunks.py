@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clip.language_encoder import LanguageTokenizer
 from clip.tokenizer import Tokenizer
 from diffusion.embeddings import Embedding, Embeddings, Vector
 from diffusion.grammar import Part, stretches
@@ -48,11 +49,17 @@ class Chunk:
 
 
 def chunks(text: str, syntax: str, tokenizer: Tokenizer, embeddings: Embeddings | None = None) -> list[Chunk]:
-    """The chunks of a text that holds at one step, at least one. Raises ValueError for a plain one that is too long."""
+    """The chunks of a text that holds at one step, at least one.
+
+    Raises ValueError for a plain one that is too long, and for ComfyUI's syntax where a language model reads: it takes
+    words apart from the spaces before them, which are in a language model's tokens.
+    """
     parts = stretches(text, syntax)
     if syntax == "a1111":
         return list(_a1111(parts, tokenizer, embeddings))
     if syntax == "comfy":
+        if isinstance(tokenizer, LanguageTokenizer):
+            raise ValueError("The prompt syntax comfy is none that a language model reads; choose a1111 or plain.")
         return list(_comfy(parts[0], tokenizer, embeddings))
     ids, room = tokenizer.encode(text), tokenizer.length - 2
     if len(ids) > room:
@@ -68,8 +75,9 @@ def _a1111(parts: list[list[Part]], tokenizer: Tokenizer, embeddings: Embeddings
     chunk = Chunk()
     for i, stretch in enumerate(parts):
         after_comma: int | None = None  # where the last phrase of the chunk begins
-        for part in stretch:
-            for ids in _tokens(part.text, tokenizer, embeddings):
+        read = tokenizer.parts([part.text for part in stretch]) if stretch else []
+        for part, own in zip(stretch, read, strict=True):
+            for ids in _tokens(own, tokenizer, embeddings):
                 is_comma, full = ids == comma, len(chunk.ids) == room
                 if full or len(chunk.ids) + len(ids) > room:
                     moves = full and not is_comma and after_comma is not None and room - after_comma < BACKTRACK
@@ -105,9 +113,9 @@ def _comfy(parts: list[Part], tokenizer: Tokenizer, embeddings: Embeddings | Non
     yield chunk
 
 
-def _tokens(text: str, tokenizer: Tokenizer, embeddings: Embeddings | None) -> Iterable[list[int | Vector]]:
+def _tokens(ids: list[int], tokenizer: Tokenizer, embeddings: Embeddings | None) -> Iterable[list[int | Vector]]:
     """One token at a time, or all vectors of an embedding."""
-    return ([token] for token in tokenizer.encode(text)) if embeddings is None else embeddings.encode(text, tokenizer)
+    return ([token] for token in ids) if embeddings is None else embeddings.replace(ids, tokenizer)
 
 
 def _word(word: str, tokenizer: Tokenizer, embeddings: Embeddings | None) -> Iterator[list[int | Vector]]:

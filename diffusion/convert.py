@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from clip.durable import aside
+from clip.language_encoder import LanguageEncoder
 from clip.text import TextEncoder
 from diffusion.autoencoder import Autoencoder
 from diffusion.checkpoint import Model, find_model, load_model, save_model
@@ -145,15 +146,17 @@ def probe(network: nn.Module) -> Tensor:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    if isinstance(network, TextEncoder):
-        sizes = network.config
-        ids = torch.randint(sizes.vocab_size, (1, sizes.length), generator=generator)
-        ids[0, -1] = sizes.eos_token_id
+    if isinstance(network, LanguageEncoder):
+        ids = torch.randint(network.config.vocab_size, (1, network.config.length), generator=generator)
+        found = tuple(network(ids))
+    elif isinstance(network, TextEncoder):
+        ids = torch.randint(network.config.vocab_size, (1, network.config.length), generator=generator)
+        ids[0, -1] = network.config.eos_token_id
         found = tuple(network(ids))
     elif isinstance(network, UNet):
         config, side = network.config, 2 ** len(network.config.block_out_channels)
         pooled = draw(1, config.pooled_channels(SIZES)) if config.addition_embed_type else None
-        text = Conditioning(draw(1, 8, config.cross_attention_dim), pooled).sized(512, 768)
+        text = Conditioning(draw(1, 8, config.text_channels), pooled).sized(512, 768)
         found = (network(draw(1, config.in_channels, side, side), torch.tensor([500.0]), text),)
     else:
         assert isinstance(network, Autoencoder)

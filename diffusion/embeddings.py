@@ -53,6 +53,9 @@ class Embeddings:
             return {}
         if not self.folder.is_dir():
             raise ValueError(f"There is no folder {self.folder} of embeddings; check the path.")
+        if any(isinstance(encoder, LanguageEncoder) for encoder in self.model.text_encoders):
+            raise ValueError(f"Embeddings are vectors of CLIP's, and {self.model.name} has a language model; leave out "
+                             f"{self.folder}.")
         files = sorted(path for path in self.folder.rglob("*") if path.suffix in {SAFE, *PICKLES})
         return {path.stem: path for path in sorted(files, key=lambda path: path.suffix == SAFE)}
 
@@ -69,9 +72,9 @@ class Embeddings:
     def tokenizers(self) -> tuple[Tokenizer, ...]:
         return self.model.tokenizers
 
-    def encode(self, text: str, tokenizer: Tokenizer) -> Iterator[list[int | Vector]]:
+    def replace(self, ids: list[int], tokenizer: Tokenizer) -> Iterator[list[int | Vector]]:
         """A text's tokens one by one, and the vectors of each embedding together."""
-        ids, position = tokenizer.encode(text), 0
+        position = 0
         while position < len(ids):
             spelt = next((w for w in self.words[tokenizer] if ids[position : position + len(w[0])] == w[0]), None)
             if spelt is None:
@@ -107,8 +110,6 @@ class Embeddings:
         if path.suffix != SAFE:
             raise ValueError(f"{path} can run code when it is loaded; convert it to safetensors where that is safe.")
         file, encoders = Safetensors(path), self.model.text_encoders
-        if any(isinstance(encoder, LanguageEncoder) for encoder in encoders):
-            raise ValueError(f"{path} is textual inversion, which is CLIP's; {self.model.name} has a language model.")
         tensors = read_weights([file], torch.float32)
         names = [name for name in XL if name in tensors] or list(tensors)
         for name in names:

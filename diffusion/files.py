@@ -25,6 +25,7 @@ PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 WHOLE = "fetch or save the model again, whole"
 STEMS = {"model", "diffusion_pytorch_model"}  # of weights, as transformers and diffusers name them
 CONFIG_CAP = 4_000_000  # bytes; the largest files that are read whole are tokenizers', of two million
+TOKENIZER, TOKENIZER_CAP = "tokenizer.json", 20_000_000  # a language model's has up to 17 million
 
 
 class Files:
@@ -126,7 +127,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
-    if (size := path.stat().st_size) > CONFIG_CAP:
+    if (size := path.stat().st_size) > (TOKENIZER_CAP if path.name == TOKENIZER else CONFIG_CAP):
         raise ValueError(f"{path} has {size} bytes, more than any configuration; {WHOLE}.")
     return path.read_bytes()
 

@@ -18,10 +18,10 @@ from clip.language_encoder import (
     language_encoder,
     save_language_encoder,
 )
-from diffusion import sample
+from diffusion import convert, sample
 from diffusion.checkpoint import load_model, save_model
+from diffusion.chunks import chunks
 from diffusion.conditioning import LANGUAGE, PLAIN, Conditioning, join
-from diffusion.embeddings import Embeddings
 from diffusion.engine import accelerate
 from diffusion.files import Files
 from diffusion.folder import load_language_encoder
@@ -206,6 +206,29 @@ def test_the_unet_alone_opens_in_diffusers(runs: Path) -> None:
     assert relative_error(model.unet(x, torch.tensor([9.0]), text), theirs(x, 9, text).sample) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "parts", [["a ", "red", " apple"], ["a", " red", " apple"], ["赤い", "リンゴ"], ["", "a red apple", ""], ["\ud83c"]]
+)
+def test_parts_of_a_text_have_the_tokens_that_it_has_whole(prompts: PromptModel, parts: list[str]) -> None:
+    tokenizer, _ = language_encoder(prompts, EncoderSettings())
+    found = tokenizer.parts(parts)
+    assert len(found) == len(parts)
+    assert [token for part in found for token in part] == tokenizer.encode("".join(parts))
+
+
+def test_weights_leave_the_words_as_they_are(prompts: PromptModel) -> None:
+    tokenizer, _ = language_encoder(prompts, EncoderSettings())
+    (plain,), (weighed,) = (chunks(text, "a1111", tokenizer) for text in ("a red apple", "a (red:1.3) apple"))
+    assert weighed.ids == plain.ids
+    assert weighed.weights == [1.3 if tokenizer.decode([token]) == "red" else 1.0 for token in plain.ids]
+
+
+def test_a_converted_folder_is_checked(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [str(runs / "both" / "model"), str(tmp_path / "again"), "--dtype", "float32", "--check"]
+    assert convert.main(argv) == 0
+    assert "language_model: largest difference" in capsys.readouterr().out
+
+
 def test_the_language_model_says_its_part(runs: Path) -> None:
     """Each encoder moves the prediction, by its own words."""
     model = load_model(runs / "both" / "model")
@@ -229,10 +252,12 @@ def test_what_is_clips_alone_is_refused_by_name(runs: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="reads texts by a language model, for which a single file has no place"):
         save_single_file(tmp_path / "one.safetensors", model)
     write_safetensors(tmp_path / "cat.safetensors", {"emb_params": torch.zeros(1, 32)})
-    with pytest.raises(ValueError, match=r"cat.safetensors is textual inversion, which is CLIP's"):
-        Embeddings(model, tmp_path).vectors("cat")
+    with pytest.raises(ValueError, match="Embeddings are vectors of CLIP's, and model has a language model"):
+        Pipeline(model, embeddings=tmp_path).resolve(Request("a cat"))
+    with pytest.raises(ValueError, match="syntax comfy is none that a language model reads; choose a1111 or plain"):
+        Pipeline(model).resolve(Request("a cat", prompt_syntax="comfy"))
     path = runs / "both" / "model" / "model_index.json"
     (runs / "both" / "model" / "SHA256SUMS").unlink()
     path.write_text(path.read_text().replace("LanguagePipeline", "StableDiffusionPipeline"))
-    with pytest.raises(ValueError, match=r"is a StableDiffusionPipeline of .*: a LanguagePipeline, and no other, has a"):
+    with pytest.raises(ValueError, match="is a StableDiffusionPipeline of .*: a LanguagePipeline, and no other, has"):
         load_model(runs / "both" / "model")

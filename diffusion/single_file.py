@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from clip.folder import Undrawn
-from clip.language_encoder import LanguageEncoder
 from clip.openclip import from_open_clip, to_open_clip
 from clip.pretrained import from_transformers, text_encoder_of, to_transformers
 from clip.text import TextConfig, TextEncoder
@@ -159,15 +158,16 @@ def load_single_autoencoder(
 
 def save_single_file(path: Path, model: Model) -> None:
     """Writes a model's networks in the dtype that they have. The tokenizers have no place in such a file."""
-    if any(isinstance(encoder, LanguageEncoder) for encoder in model.text_encoders):
+    encoders = [encoder for encoder in model.text_encoders if isinstance(encoder, TextEncoder)]
+    if len(encoders) < len(model.text_encoders):
         raise ValueError(f"{model.name} reads texts by a language model, for which a single file has no place; "
                          "write a folder.")
-    kind = SDXL if len(model.text_encoders) > 1 else SD2 if _is_open_clip(model.text_encoders[0]) else SD1
+    kind = SDXL if len(encoders) > 1 else SD2 if _is_open_clip(encoders[0]) else SD1
     autoencoder = model.autoencoder if isinstance(model.autoencoder, Autoencoder) else None
     weights = _prefixed(UNET, Place(model.unet, original_names(model.unet.config)).theirs())
     if autoencoder is not None:
         weights |= _prefixed(VAE, Place(autoencoder, autoencoder_names(autoencoder.config)).theirs())
-    for prefix, encoder in zip(kind.text, model.text_encoders, strict=True):
+    for prefix, encoder in zip(kind.text, encoders, strict=True):
         state = _prefixed("text.", encoder.state_dict())
         weights |= _prefixed(prefix, to_open_clip(state) if prefix in OPEN_CLIPS else to_transformers(state))
     noise = model.noise.config

@@ -286,6 +286,7 @@ def malformed_requests(args: argparse.Namespace) -> bool:
         well = server.health()
         jobs = Store(server.jobs).jobs()
         known = {job.name for job in jobs} | {"jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite-shm"}
+        server.end(signal.SIGTERM)  # with which what broken uploads left goes, too
         stray = [path.name for path in server.jobs.iterdir() if path.name not in known]
         stray += [path.name for path in (server.folder / "tmp").iterdir()]
         stray += [path.name for path in (server.folder / "gradio").rglob("*") if path.is_file()]

@@ -165,6 +165,11 @@ def test_bodies_that_are_none(client: TestClient, service: Service, body: bytes)
     assert service.store.counts()["queued"] == 0
 
 
+def test_gradio_is_asked_by_json(client: TestClient) -> None:
+    for path, status in (("/gradio_api/queue/join", 415), ("/gradio_api/upload", 404)):  # for there is no demo here
+        assert client.post(path, content=b"\xff", headers={"Content-Type": "text/plain"}).status_code == status
+
+
 def test_prompts_are_not_html(client: TestClient) -> None:
     script = "<script>alert(1)</script><img src=x onerror=alert(1)>"
     for answer in (

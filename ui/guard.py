@@ -26,6 +26,7 @@ PAGE = (
 )
 NO_PAGE = "default-src 'none'; frame-ancestors 'none'; sandbox"
 NO_PAGES = ("/v1/", "/sdapi/", "/pictures/", "/health", "/metrics", "/openapi.json")
+GRADIO, UPLOAD = "/gradio_api/", "/gradio_api/upload"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -72,7 +73,7 @@ class Guard:
                 raise TooLarge(413, self.too_large, {"Connection": "close"})
             return message
 
-        answer = self.refusal(path, headers) or self.app
+        answer = self.refusal(path, headers) or misread(scope.get("method"), path, headers) or self.app
         await answer(scope, capped_receive, guarded_send)
 
     def refusal(self, path: str, headers: Headers) -> Response | None:
@@ -106,6 +107,14 @@ class Guard:
     @property
     def too_large(self) -> str:
         return f"The body is larger than {self.max_body >> 20} MiB."
+
+
+def misread(method: str | None, path: str, headers: Headers) -> Response | None:
+    """The answer to what Gradio would fail on: it reads JSON, but takes bytes of any kind for it."""
+    if method != "POST" or not path.startswith(GRADIO) or path.startswith(UPLOAD):
+        return None
+    json = headers.get("content-type", "").startswith("application/json")
+    return None if json else refuse(path, 415, "This is asked by JSON.")
 
 
 def refuse(path: str, status: int, said: str, headers: dict[str, str] | None = None) -> Response:

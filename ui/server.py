@@ -1,6 +1,7 @@
 """One application: the HTTP APIs, the pictures, health and metrics, over one service."""
 
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -106,4 +107,6 @@ def run(app: FastAPI, service: Service, host: str, port: int) -> None:
     config = uvicorn.Config(app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE)
     # uvicorn raises the signal anew when it is done; that shall not end the process with an error.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    Server(config, service).run()
+    with tempfile.TemporaryDirectory(prefix="oboro-") as folder:
+        tempfile.tempdir = folder  # what uploads leave where they break off goes with the server
+        Server(config, service).run()

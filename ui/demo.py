@@ -72,7 +72,9 @@ class Demo:
         kept = [page.groups, page.gallery, page.clear]
         seen = [*looked_at, *kept, page.make, page.stop, page.message, page.seed]
         blocks.load(self.arrive, {page.groups}, [*seen, *self.controls.all, page.examples], **watching)
-        gr.on([page.make.click, page.prompt.submit], self.make, page.read, seen, **watching)
+        # Whoever asks again before the last update has come through is heard after it.
+        asked = [page.make.click, page.prompt.submit]
+        gr.on(asked, self.make, page.read, seen, trigger_mode="always_last", **watching)
         page.stop.click(self.stop, page.groups, None, **plain)
         for pictures in (page.gallery, page.stage):
             pictures.select(self.look, None, looked_at, **plain).then(None, js=SCROLL)
@@ -103,8 +105,8 @@ class Demo:
             if event.preview is not None:
                 previews[event.job.id] = event.preview
             yield {page.stage: views.stage([*now.values()], previews, language)}
-        yield {page.make: SHOWN, page.stop: HIDDEN}
-        yield self.looked_at([*now.values()], language) | self.kept(groups, language)
+        free = {page.make: SHOWN, page.stop: HIDDEN}
+        yield free | self.looked_at([*now.values()], language) | self.kept(groups, language)
 
     async def arrive(self, said: Updates, request: gr.Request) -> AsyncIterator[Updates]:
         """The page was opened: what this browser made, and the form of the last of it, are there again."""

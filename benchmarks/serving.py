@@ -39,7 +39,7 @@ from diffusion.request import Request
 from diffusion.store import Store
 from diffusion.texts import read_texts
 from ui.safety import Safe
-from ui.server import Access, create_app, run
+from ui.server import Access, create_app, own_temporary_folder, run
 from ui.service import MAX_QUEUE, Service
 
 POISON = "poison"
@@ -78,7 +78,7 @@ class Server:
         (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "benchmarks.serving", "serve", "--port", str(self.port)]
         command += ["--jobs", str(self.jobs), *self.options]
-        environment = {**os.environ, "TMPDIR": str(self.folder / "tmp"), "GRADIO_TEMP_DIR": str(self.folder / "gradio")}
+        environment = {**os.environ, "TMPDIR": str(self.folder / "tmp")}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         while self.health() is None:
@@ -289,7 +289,6 @@ def malformed_requests(args: argparse.Namespace) -> bool:
         server.end(signal.SIGTERM)  # with which what broken uploads left goes, too
         stray = [path.name for path in server.jobs.iterdir() if path.name not in known]
         stray += [path.name for path in (server.folder / "tmp").iterdir()]
-        stray += [path.name for path in (server.folder / "gradio").rglob("*") if path.is_file()]
         waiting = sum(job.state in ("queued", "running") for job in jobs)
     print(f"{args.requests} malformed requests: answers {dict(sorted(statuses.items()))}")
     print(
@@ -357,9 +356,10 @@ def serve(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     service = Service(Poisoned(open_pipeline()), Store(args.jobs), args.max_queue)
     app = create_app(service, Access(max_body=1))
-    if args.demo:  # whose library takes longer to start than all else
-        importlib.import_module("ui.demo").mount(app, service)
-    run(app, service, "127.0.0.1", args.port)
+    with own_temporary_folder():
+        if args.demo:  # whose library takes longer to start than all else
+            importlib.import_module("ui.demo").mount(app, service)
+        run(app, service, "127.0.0.1", args.port)
     return 0
 
 

@@ -15,7 +15,7 @@ from diffusion.store import Store
 from ui.demo import mount
 from ui.guard import LOOPBACK, MAX_BODY
 from ui.safety import OutputCheck, Safe, Terms
-from ui.server import Access, create_app, run
+from ui.server import Access, create_app, own_temporary_folder, run
 from ui.service import MAX_QUEUE, Service
 
 COMMAND = "python -m ui"
@@ -74,10 +74,11 @@ def serve(args: argparse.Namespace) -> None:
     service = Service(checked(pipeline, args), Store(args.jobs), args.max_queue, args.batch)
     embeddings = pipeline.embeddings if isinstance(pipeline, Pipeline) else None
     app = create_app(service, access, clip=args.clip, loras=args.folder_of_loras, embeddings=embeddings)
-    if not args.no_demo:
-        mount(app, service)
-    print(f"http://{args.host}:{args.port}  {service.pipeline.model.name}, jobs in {args.jobs}", flush=True)
-    run(app, service, args.host, args.port)
+    with own_temporary_folder():
+        if not args.no_demo:
+            mount(app, service)
+        print(f"http://{args.host}:{args.port}  {service.pipeline.model.name}, jobs in {args.jobs}", flush=True)
+        run(app, service, args.host, args.port)
 
 
 def access_of(args: argparse.Namespace) -> Access:

@@ -2,8 +2,8 @@
 
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -102,11 +102,17 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+@contextmanager
+def own_temporary_folder() -> Iterator[None]:
+    """What uploads leave in the temporary folder where they break off goes with the server; for all that it mounts."""
+    with tempfile.TemporaryDirectory(prefix="oboro-") as folder:
+        tempfile.tempdir = folder
+        yield
+
+
 def run(app: FastAPI, service: Service, host: str, port: int) -> None:
     """Serves until SIGTERM or Ctrl-C, which let the step in flight end."""
     config = uvicorn.Config(app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE)
     # uvicorn raises the signal anew when it is done; that shall not end the process with an error.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    with tempfile.TemporaryDirectory(prefix="oboro-") as folder:
-        tempfile.tempdir = folder  # what uploads leave where they break off goes with the server
-        Server(config, service).run()
+    Server(config, service).run()

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from clip.command import at_least_one
 from clip.index import INDEX, Index, refresh
 from clip.pictures import BadPicture, over_white, read_picture
 from clip.ranker import DEFAULT_CLIP, LANGUAGES, Ranker
@@ -150,11 +151,6 @@ def opened(path: Path) -> Image.Image:
         return over_white(read_picture(path))
     except BadPicture as reason:
         raise ValueError(f"{path}: {reason}.") from None
-
-
-def at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}; expected 1 or more.")
 
 
 def report(args: argparse.Namespace, line: str, **values: Any) -> None:

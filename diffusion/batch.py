@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from clip.command import at_least_one, attempt
 from clip.durable import write_atomically
 from diffusion.cluster import RayCrew
-from diffusion.command import attempt
 from diffusion.crew import Crew, Place
 from diffusion.flags import add_model, find_device, open_model
 from diffusion.manifest import Manifest
@@ -90,15 +90,9 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    status = 0
-
-    def work() -> None:
-        nonlocal status
-        status = run(args)
-
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return attempt(COMMAND, work) or status
+        return attempt(COMMAND, lambda: run(args))
     except sqlite3.OperationalError as error:  # the disk is full, or the store was taken away
         print(f"{COMMAND}: the store of jobs in {args.out}: {error}.", file=sys.stderr)
         return 2
@@ -111,8 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     for flag in ("count", "workers", "batch"):
-        if getattr(args, flag) < 1:
-            raise ValueError(f"--{flag} is {getattr(args, flag)}; expected 1 or more.")
+        at_least_one(f"--{flag}", getattr(args, flag))
     args.x, args.y = (NO_AXIS if text is None else Axis.of(text) for text in (args.x, args.y))
     part, parts = shard(args)
     if (args.x or args.y) and (parts > 1 or args.pictures):

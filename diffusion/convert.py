@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from clip.command import attempt
 from clip.durable import aside
 from clip.language_encoder import LanguageEncoder
 from clip.text import TextEncoder
 from diffusion.autoencoder import Autoencoder
 from diffusion.checkpoint import Model, find_model, load_model, save_model
-from diffusion.command import attempt
 from diffusion.conditioning import SIZES, Conditioning
 from diffusion.denoiser import PREDICTION_TYPES
 from diffusion.lora import networks

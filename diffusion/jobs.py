@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diffusion.command import attempt
+from clip.command import attempt
 from diffusion.job import ENDED, STATES, Job
 from diffusion.request import to_json
 from diffusion.store import Store

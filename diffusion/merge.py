@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from clip.command import attempt
 from clip.durable import aside
 from diffusion.adapters import Adapters, Lora, delta, parse_lora
 from diffusion.checkpoint import Model, load_model
-from diffusion.command import attempt
 from diffusion.convert import parts, save
 from diffusion.lora import networks
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
+from clip.command import attempt
 from clip.tokenizer import Tokenizer
 from diffusion.adapters import split_loras
 from diffusion.checkpoint import DEFAULT_MODEL, find_model, load_model
 from diffusion.chunks import Chunk, chunks
-from diffusion.command import attempt
 from diffusion.embeddings import Embeddings, Vector
 from diffusion.files import Files
 from diffusion.folder import load_tokenizer

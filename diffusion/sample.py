@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from clip.command import at_least_one, attempt
 from clip.durable import write_atomically
 from clip.language import PromptModel
 from clip.language_model import Sampling
@@ -134,14 +135,10 @@ def _that(option: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_intermixed_args(argv)  # prompts may stand between options
     try:
-        return run(args)
-    except OSError as mistake:
-        print(f"{COMMAND}: {mistake.filename or 'a file'}: {mistake.strerror or mistake}", file=sys.stderr)
+        return attempt(COMMAND, lambda: run(args))
     except torch.OutOfMemoryError:
         print(f"{COMMAND}: the memory of {args.device} is too small; try a smaller --size.", file=sys.stderr)
-    except ValueError as mistake:
-        print(f"{COMMAND}: {mistake}", file=sys.stderr)
-    return 2
+        return 2
 
 
 def run(args: argparse.Namespace) -> int:
@@ -187,8 +184,7 @@ def run(args: argparse.Namespace) -> int:
 def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolved]:
     """Every picture to be made: prompt by prompt, seed by seed."""
     for flag, value in (("--count", args.count), ("--best-of", args.best_of)):
-        if value < 1:
-            raise ValueError(f"{flag} is {value}; expected 1 or more.")
+        at_least_one(flag, value)
     said = {field.name: getattr(args, field.name) for field in fields(Request) if hasattr(args, field.name)}
     said["loras"] = tuple(args.loras or ())
     said |= {name: read_file(said[name]) for name in FILES if said[name] is not None}

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from clip.command import at_least_one
 from clip.durable import write_atomically
 from diffusion.checkpoint import DEFAULT_MODEL, find_model, load_model
 from diffusion.flags import find_device
@@ -118,8 +119,7 @@ def run(args: argparse.Namespace) -> None:
             f'The recipe {recipe.name} has no judge: it takes [data] with source = "emoji", where every picture '
             "shows one named thing, and a table [judge.training]."
         )
-    if args.prompts < 1:
-        raise ValueError(f"--prompts is {args.prompts}; expected 1 or more.")
+    at_least_one("--prompts", args.prompts)
     config, training = emoji_config(recipe.data, recipe.size), recipe.training("judge", args.steps)
     out = args.out or Path("runs") / recipe.name
     if args.dry_run:

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clip.command import at_least_one, attempt
 from clip.ranker import DEFAULT_CLIP, Ranker
-from diffusion.command import attempt
 from diffusion.flags import add_model, open_model
 from diffusion.open import AnyPipeline
 from diffusion.pipeline import Pipeline
@@ -85,8 +85,8 @@ def access_of(args: argparse.Namespace) -> Access:
     token = args.token or os.environ.get(TOKEN) or None
     if args.host not in LOOPBACK and token is None:
         raise ValueError(f"--host {args.host} is open to other machines, which needs a token; set {TOKEN}, or --token.")
-    if args.max_queue < 1 or args.max_body < 1 or args.batch < 1:
-        raise ValueError("--max-queue, --max-body and --batch are 1 or more.")
+    for flag, value in (("--max-queue", args.max_queue), ("--max-body", args.max_body), ("--batch", args.batch)):
+        at_least_one(flag, value)
     return Access(token, {*LOOPBACK, *args.allow_host}, args.max_body)
 
 

@@ -4,6 +4,7 @@ A kernel may sum in another order for another number of rows. So groups are of o
 standing in for those that are missing: a picture's bytes depend on that size, and never on its company.
 """
 
+import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -13,29 +14,36 @@ from torch import Tensor
 
 from diffusion.conditioning import stack
 from diffusion.guidance import Script
-from diffusion.request import Resolved
+from diffusion.request import FILES, Resolved, to_json
 from diffusion.seeds import Draw
 
-# Fields in which pictures of one group may differ: those that become texts and noise, and what was drawn to get there.
+# Fields in which pictures of one batch may differ: those that become texts and noise, and what was drawn to get there.
 OWN = {
-    "prompt": "", "negative": "", "prompt_syntax": None, "template": None, "negative_template": None,
-    "expanded_from": None, "embeddings": (), "seed": 0, "variation_seed": None, "variation_strength": None,
+    "prompt", "negative", "prompt_syntax", "template", "negative_template", "expanded_from", "embeddings", "seed",
+    "variation_seed", "variation_strength", *FILES,
 }  # fmt: skip
+
+
+def shape(request: Resolved) -> str:
+    """What pictures have in common that can be made in one batch, but for the outline of their texts."""
+    said = to_json(request)
+    files = {field: True for field in FILES if field in said}  # whatever is in them
+    return json.dumps({name: value for name, value in said.items() if name not in OWN} | files)
+
+
+def alone(request: Resolved) -> bool:
+    """What begins with an image, or goes on to a second pass, goes alone."""
+    return request.image is not None or request.hires_scale is not None
 
 
 def gathered(
     requests: Sequence[Resolved], size: int, outline: Callable[[Resolved], Hashable]
 ) -> Iterator[Sequence[Resolved]]:
-    """Groups of at most `size` neighbours. `outline` tells what their texts must have in common besides.
-
-    What begins with an image, or goes on to a second pass, goes alone.
-    """
+    """Groups of at most `size` neighbours. `outline` tells what their texts must have in common besides."""
 
     def common(indexed: tuple[int, Resolved]) -> tuple[Hashable, ...]:
         index, request = indexed
-        if size == 1 or request.image is not None or request.hires_scale is not None:
-            return (index,)
-        return replace(request, **OWN), outline(request)  # type: ignore[arg-type]
+        return (index,) if size == 1 or alone(request) else (shape(request), outline(request))
 
     for _, alike in groupby(enumerate(requests), common):
         group = [request for _, request in alike]
@@ -45,8 +53,7 @@ def gathered(
 
 def filled(group: Sequence[Resolved], size: int) -> list[Resolved]:
     """The group with its last picture again, to its full size; one that goes alone stays so."""
-    alone = group[0].image is not None or group[0].hires_scale is not None
-    return [*group, *[group[-1]] * (0 if alone else size - len(group))]
+    return [*group, *[group[-1]] * (0 if alone(group[0]) else size - len(group))]
 
 
 def together(prompts: Sequence[Sequence[Script]]) -> list[Script]:

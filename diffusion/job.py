@@ -1,16 +1,13 @@
 """A request that waits for its picture, or has it: what the store, those who watch it and the workers speak of."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from diffusion.request import FILES, Resolved, to_json
+from diffusion.request import Resolved
 
 STATES = ("queued", "running", "done", "failed", "cancelled", "parked")
 ENDED = STATES[2:]
-# Of a request, what may differ between pictures that are made in one batch.
-OWN = ("prompt", "negative", "seed", "template", "negative_template", "expanded_from", "variation_seed", *FILES)
 
 
 @dataclass(frozen=True)
@@ -52,10 +49,3 @@ class Desk(Protocol):
     def deliver(self, job: Job, worker: str, data: bytes) -> bool: ...
     def fail(self, job: Job, worker: str, error: str, final: bool = False) -> None: ...
     def release(self, worker: str) -> None: ...
-
-
-def shape(request: Resolved) -> str:
-    """What pictures have in common that can be made in one batch."""
-    said = to_json(request)
-    files = {field: True for field in FILES if field in said}  # whatever is in them
-    return json.dumps({name: value for name, value in said.items() if name not in OWN} | files)

@@ -20,8 +20,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from diffusion.batching import shape
 from diffusion.database import Database, marks
-from diffusion.job import ENDED, STATES, Job, shape
+from diffusion.job import ENDED, STATES, Job
 from diffusion.metadata import Named, digest, model_digest
 from diffusion.request import FILES, Request, Resolved, file_name, from_json, to_json
 from diffusion.shelf import Folder, Shelf

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from fastapi import Request as Http
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -27,10 +26,11 @@ from diffusion.samplers import SAMPLER_NAMES
 from diffusion.schedules import SCHEDULE_NAMES
 from diffusion.texts import encode_picture, read_texts
 from ui import a1111_lists as lists
+from ui import wire
 from ui.a1111_payload import CLIP_SKIP, Img2Img, Missing, Payload, Txt2Img, check_settings
 from ui.limits import Overloaded
 from ui.service import Service, Stopped
-from ui.wire import ClientLeft, ended, from_base64, to_base64
+from ui.wire import ended, from_base64, to_base64
 
 
 class ImageAsked(BaseModel):
@@ -38,36 +38,29 @@ class ImageAsked(BaseModel):
     model: str = "clip"
 
 
-class Route(APIRoute):
+class Route(wire.Route):
     """Answers whatever goes wrong as that program does."""
 
-    def get_route_handler(self) -> Callable[[Http], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handler(http: Http) -> Response:
-            try:
-                return await handle(http)
-            except RequestValidationError as mistake:
-                first = mistake.errors()[0]
+    def refusal(self, error: Exception) -> Response | None:
+        match error:
+            case RequestValidationError():
+                first = error.errors()[0]
                 name = ".".join(str(part) for part in first["loc"] if part != "body")
-                return error(422, f"{name}: {first['msg']}" if name else first["msg"].removeprefix("Value error, "))
-            except Overloaded as full:
-                return error(429, str(full), {"Retry-After": str(full.retry_after)})
-            except Missing as mistake:
-                return error(404, str(mistake))
-            except ValueError as mistake:
-                return error(422, str(mistake))
-            except HTTPException as mistake:
-                return error(mistake.status_code, str(mistake.detail))
-            except Stopped as stopped:
-                return error(503, str(stopped), {"Retry-After": "10"})
-            except ClientLeft:
-                return Response(status_code=499)
-
-        return handler
+                return failure(422, f"{name}: {first['msg']}" if name else first["msg"].removeprefix("Value error, "))
+            case Overloaded():
+                return failure(429, str(error), {"Retry-After": str(error.retry_after)})
+            case Missing():
+                return failure(404, str(error))
+            case ValueError():
+                return failure(422, str(error))
+            case HTTPException():
+                return failure(error.status_code, str(error.detail))
+            case Stopped():
+                return failure(503, str(error), {"Retry-After": "10"})
+        return None
 
 
-def error(status: int, said: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def failure(status: int, said: str, headers: dict[str, str] | None = None) -> JSONResponse:
     said = said.encode(errors="replace").decode()
     return JSONResponse({"error": "HTTPException", "detail": said, "body": "", "errors": ""}, status, headers)
 

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Response
@@ -16,7 +16,6 @@ from fastapi import Request as Http
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
 from PIL import Image, ImageChops
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
@@ -27,9 +26,10 @@ from diffusion.image import read_image
 from diffusion.job import Job
 from diffusion.request import RANDOM, Request
 from diffusion.texts import QUALITY, encode_picture, read_texts
+from ui import wire
 from ui.limits import Overloaded, TooMuch
 from ui.service import Service, Stopped
-from ui.wire import ClientLeft, abandon, ended, to_base64
+from ui.wire import abandon, ended, to_base64
 
 MAX_COUNT = 10
 MAX_PARTIAL = 3
@@ -120,37 +120,30 @@ def envelope(
     return JSONResponse({"error": valid}, status, headers)
 
 
-class Route(APIRoute):
+class Route(wire.Route):
     """Answers whatever goes wrong in OpenAI's envelope."""
 
-    def get_route_handler(self) -> Callable[[Http], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handler(http: Http) -> Response:
-            try:
-                return await handle(http)
-            except (RequestValidationError, ValidationError) as mistake:
-                first = mistake.errors()[0]
+    def refusal(self, error: Exception) -> Response | None:
+        match error:
+            case RequestValidationError() | ValidationError():
+                first = error.errors()[0]
                 param = ".".join(str(part) for part in first["loc"] if part != "body")
                 code = "unknown_parameter" if first["type"] == "extra_forbidden" else None
                 said = f"There is no parameter {param!r:.50} here" if code else f"{param or 'The body'}: {first['msg']}"
                 return envelope(f"{said}.", param=param or None, code=code)
-            except Overloaded as full:
-                return envelope(str(full), 429, code="overloaded", headers={"Retry-After": str(full.retry_after)})
-            except Refused as mistake:
-                return envelope(str(mistake), mistake.status, mistake.param, mistake.code)
-            except TooMuch as mistake:
-                return envelope(str(mistake), code="too_much_work")
-            except ValueError as mistake:
-                return envelope(str(mistake))
-            except HTTPException as error:
+            case Overloaded():
+                return envelope(str(error), 429, code="overloaded", headers={"Retry-After": str(error.retry_after)})
+            case Refused():
+                return envelope(str(error), error.status, error.param, error.code)
+            case TooMuch():
+                return envelope(str(error), code="too_much_work")
+            case ValueError():
+                return envelope(str(error))
+            case HTTPException():
                 return envelope(str(error.detail), error.status_code, headers=error.headers)
-            except Stopped as stopped:
-                return envelope(str(stopped), 503, headers={"Retry-After": "10"})
-            except ClientLeft:
-                return Response(status_code=499)
-
-        return handler
+            case Stopped():
+                return envelope(str(error), 503, headers={"Retry-After": "10"})
+        return None
 
 
 def router(service: Service) -> APIRouter:

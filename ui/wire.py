@@ -1,11 +1,14 @@
-"""What the HTTP APIs have in common: pictures in JSON, and waiting for jobs as long as the client does."""
+"""What the HTTP APIs have in common: mistakes, pictures in JSON, and waiting for jobs as long as the client does."""
 
 import asyncio
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from fastapi import Request as Http
+from fastapi import Response
+from fastapi.routing import APIRoute
 
 from diffusion.flags import MAX_FILE
 from diffusion.job import ENDED, Job
@@ -14,6 +17,29 @@ from ui.service import Service
 
 class ClientLeft(Exception):
     """Nobody is there to be answered any more."""
+
+
+class Route(APIRoute):
+    """Answers whatever goes wrong in the words of an API."""
+
+    def refusal(self, error: Exception) -> Response | None:
+        """The answer to what was raised; None for what is no mistake of the client's."""
+        raise NotImplementedError
+
+    def get_route_handler(self) -> Callable[[Http], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handler(http: Http) -> Response:
+            try:
+                return await handle(http)
+            except ClientLeft:
+                return Response(status_code=499)
+            except Exception as error:
+                if (answer := self.refusal(error)) is None:
+                    raise
+                return answer
+
+        return handler
 
 
 def to_base64(data: bytes) -> str:

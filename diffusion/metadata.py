@@ -57,10 +57,9 @@ def describe(
         said |= {"processor": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     if batch > 1:
         said["batch"] = batch
-    network = next((name for name in model.hashes if name.startswith(NETWORKS)), next(iter(model.hashes)))
     # `RNG: CPU` is what that program calls noise that is drawn on the CPU, as all of ours is.
     fields = {
-        "Model hash": model.hashes[network][:10],
+        "Model hash": model_hash(model)[:10],
         "Model": model.name,
         "RNG": "CPU",
         **(more or {}),
@@ -111,6 +110,12 @@ def request_of(texts: dict[str, str], files: Iterable[bytes] = ()) -> Request:
 def digest(request: Resolved, model: Named) -> str:
     """Twelve hexadecimal digits of the whole request and the weights: a file name for the picture."""
     return hashlib.sha256(json.dumps([to_json(request), model.hashes]).encode()).hexdigest()[:12]
+
+
+def model_hash(model: Named) -> str:
+    """What other programs know a model by: the SHA-256 of its U-Net's file, or of the one that holds all."""
+    network = next((name for name in model.hashes if name.startswith(NETWORKS)), next(iter(model.hashes)))
+    return model.hashes[network]
 
 
 def model_digest(model: Named) -> str:

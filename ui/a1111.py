@@ -20,7 +20,7 @@ from clip.ranker import Ranker
 from diffusion.embeddings import Embeddings
 from diffusion.image import read_image
 from diffusion.job import ENDED, Job
-from diffusion.metadata import VERSION
+from diffusion.metadata import VERSION, model_hash
 from diffusion.request import Request
 from diffusion.samplers import SAMPLER_NAMES
 from diffusion.schedules import SCHEDULE_NAMES
@@ -126,7 +126,7 @@ def router(
     router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"], route_class=Route)
     model, calls = service.pipeline.model, Calls(service)
     settings = lists.options_of(model)
-    names = (lists.model_title(model), model.name, f"{model.name}.safetensors", lists.model_hash(model)[:10])
+    names = (lists.model_title(model), model.name, f"{model.name}.safetensors", model_hash(model)[:10])
     interrogator = Interrogator(clip)
 
     async def answer(kind: str, http: Http, payload: Payload, requests: Callable[[], list[Request]]) -> JSONResponse:
@@ -268,7 +268,7 @@ def info_of(service: Service, payload: Payload, jobs: Sequence[Job], texts: Sequ
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": model.name,
-        "sd_model_hash": lists.model_hash(model)[:10],
+        "sd_model_hash": model_hash(model)[:10],
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,

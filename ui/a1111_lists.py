@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diffusion.embeddings import Embeddings
-from diffusion.metadata import NETWORKS, Named
+from diffusion.metadata import Named, model_hash
 from diffusion.parameters import split_parameters
 from diffusion.samplers import SAMPLER_NAMES, options
 from diffusion.schedules import SCHEDULE_NAMES
@@ -42,10 +42,6 @@ def upscalers() -> list[Row]:
 
 def latent_upscale_modes() -> list[Row]:
     return [{"name": UPSCALERS[ours]} for ours in LATENTS]
-
-
-def model_hash(model: Named) -> str:
-    return next((sha for name, sha in model.hashes.items() if name.startswith(NETWORKS)), "0" * 64)
 
 
 def model_title(model: Named) -> str:

@@ -11,11 +11,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffusion.conditioning import Conditioning
+from diffusion.conditioning import SIZES, Conditioning
 from diffusion.model import Model
 from diffusion.unet import UNet
-
-SIZES = 6  # numbers that tell XL of a picture's
 
 
 class Alive(TorchDispatchMode):
@@ -56,8 +54,8 @@ def bound(model: Model, shape: tuple[int, ...]) -> tuple[int, int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         latents, t = torch.empty(shape), torch.empty(2)
         rows = torch.empty(2, unet.config.in_channels, *shape[2:], dtype=unet.conv_in.weight.dtype)
-        length = sum(encoder.config.width for encoder in model.text_encoders)
-        text = Conditioning(torch.empty(2, model.text_encoders[0].config.length, length, dtype=rows.dtype))
+        length = model.text_encoders[0].config.length
+        text = Conditioning(torch.empty(2, length, unet.config.text_channels, dtype=rows.dtype))
         if unet.config.addition_embed_type:
             sizes = torch.empty(2, SIZES)
             text = replace(text, pooled=torch.empty(2, unet.config.pooled_channels(SIZES)).to(rows), sizes=sizes)

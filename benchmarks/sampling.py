@@ -34,6 +34,7 @@ from benchmarks.difference import difference
 from benchmarks.measure import interval, machine, peak_memory
 from benchmarks.stable_diffusion import save_sd15
 from diffusion.checkpoint import DEFAULT_MODEL, find_model, load_model
+from diffusion.flags import DTYPES
 from diffusion.pipeline import Pipeline
 from diffusion.request import Request
 from diffusion.seeds import seeded
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--pairs", type=int, default=7, help="rounds measured, after a warm-up (default: %(default)s)")
     add("--batch", type=int, nargs="+", default=[1], help="pictures at a time (default: 1)")
     add("--device", default="cpu")
-    add("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    add("--dtype", default="float32", choices=DTYPES)
     add("--against", nargs="+", choices=("B0", "B1"), default=["B0"], help="sides to compare with (default: B0)")
     add("--task", help=argparse.SUPPRESS)  # what a process of its own has to do, as JSON
     args = parser.parse_args(argv)

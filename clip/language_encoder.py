@@ -4,7 +4,6 @@
         text_encoder.json    the settings of EncoderSettings, by name
 """
 
-import json
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,8 +15,7 @@ import tokenizers
 import torch
 from torch import Tensor, nn
 
-from clip.durable import write_atomically
-from clip.folder import State
+from clip.folder import State, write_json
 from clip.language import PromptModel
 from clip.language_model import LanguageConfig, LanguageModel
 from clip.pretrained_language import language_model_from_weights
@@ -149,7 +147,7 @@ def language_encoder_from_weights(
 
 def save_language_encoder(encoder: LanguageEncoder, tokenizer: LanguageTokenizer, folder: Path) -> None:
     PromptModel(masked(encoder.model, encoder.config.language.stack.mask), tokenizer.bpe).save(folder)
-    write_atomically(folder / SETTINGS, (json.dumps(asdict(encoder.config.settings), indent=2) + "\n").encode())
+    write_json(folder / SETTINGS, asdict(encoder.config.settings))
 
 
 def masked(model: LanguageModel, mask: Mask) -> LanguageModel:

@@ -146,12 +146,10 @@ def probe(network: nn.Module) -> Tensor:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    if isinstance(network, LanguageEncoder):
+    if isinstance(network, TextEncoder | LanguageEncoder):
         ids = torch.randint(network.config.vocab_size, (1, network.config.length), generator=generator)
-        found = tuple(network(ids))
-    elif isinstance(network, TextEncoder):
-        ids = torch.randint(network.config.vocab_size, (1, network.config.length), generator=generator)
-        ids[0, -1] = network.config.eos_token_id
+        if isinstance(network, TextEncoder):
+            ids[0, -1] = network.config.eos_token_id
         found = tuple(network(ids))
     elif isinstance(network, UNet):
         config, side = network.config, 2 ** len(network.config.block_out_channels)

@@ -21,9 +21,9 @@ from clip.durable import aside
 from diffusion.adapters import Adapters, Lora, delta, parse_lora
 from diffusion.checkpoint import Model, load_model
 from diffusion.convert import parts, save
+from diffusion.flags import DTYPES
 from diffusion.lora import networks
 
-DTYPES = ("float32", "float16", "bfloat16")
 MAX_SHARE = 10
 COMMAND = "python -m diffusion.merge"
 EXAMPLES = """examples:

@@ -4,7 +4,6 @@ What changes nothing is ignored, nulls and whatever of plugins is off; what woul
 is refused by name.
 """
 
-import io
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
@@ -15,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from diffusion.image import has_empty, read_image
 from diffusion.request import DRAWN, RANDOM, Request
 from diffusion.samplers import OPTIONS, SAMPLERS, options, our_sampler
-from ui.wire import from_base64
+from diffusion.texts import encode_picture
+from ui.wire import MAX_PROMPT, from_base64
 
-MAX_PROMPT = 32_000  # characters
 FILLS = ("fill", "original", "noise", "nothing")  # inpainting_fill 0, 1, 2, 3
 RESIZE = ("stretch", "crop", "pad")  # resize_mode 0, 1, 2
 # What must stay as it is, and the values that leave it so, besides nothing at all: with others, the picture would be
@@ -228,9 +227,7 @@ def white_mask(data: bytes, shape: tuple[int, int], invert: bool) -> bytes:
     mask = alpha if has_empty(image) else image.convert("L")
     if mask.size != shape:
         mask = mask.resize(shape, Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    (ImageOps.invert(mask) if invert else mask).save(file, "PNG")
-    return file.getvalue()
+    return encode_picture(ImageOps.invert(mask) if invert else mask, {})
 
 
 def check_settings(said: Mapping[str, Any], models: Iterable[str]) -> None:

@@ -29,11 +29,10 @@ from diffusion.texts import QUALITY, encode_picture, read_texts
 from ui import wire
 from ui.limits import Overloaded, TooMuch
 from ui.service import Service, Stopped
-from ui.wire import abandon, ended, to_base64
+from ui.wire import MAX_PROMPT, abandon, ended, to_base64
 
 MAX_COUNT = 10
 MAX_PARTIAL = 3
-MAX_PROMPT = 32_000  # characters, as OpenAI's
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 NOT_BILLED = {
@@ -221,9 +220,7 @@ def transparent(mask: bytes) -> bytes:
     alpha = read_image(mask, "The mask").getchannel("A")
     if alpha.getextrema()[0] == 255:
         raise Refused("The mask has nothing transparent, so that nothing would change; erase what is to.", "mask")
-    file = io.BytesIO()
-    ImageChops.invert(alpha).save(file, "PNG")
-    return file.getvalue()
+    return encode_picture(ImageChops.invert(alpha), {})
 
 
 async def answer(

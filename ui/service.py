@@ -287,7 +287,7 @@ class _Desk:
     def lease(self, worker: str, model: str, count: int, seconds: float) -> list[Job]:
         return self.store.lease(worker, model, count, seconds)
 
-    def renew(self, worker: str, seconds: float, seen: Mapping[str, tuple[int, int]] = {}) -> set[str]:
+    def renew(self, worker: str, seconds: float, seen: Mapping[str, tuple[int, int]]) -> set[str]:
         return self.store.renew(worker, seconds, seen)
 
     def deliver(self, job: Job, worker: str, data: bytes) -> bool:

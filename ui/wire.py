@@ -14,6 +14,8 @@ from diffusion.flags import MAX_FILE
 from diffusion.job import ENDED, Job
 from ui.service import Service
 
+MAX_PROMPT = 32_000  # characters, as OpenAI's
+
 
 class ClientLeft(Exception):
     """Nobody is there to be answered any more."""

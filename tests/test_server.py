@@ -22,6 +22,7 @@ from ui.__main__ import arguments, main
 from ui.server import Access, create_app
 from ui.service import Service
 
+ROOT = Path(__file__).parent.parent
 TOKEN = "a secret"
 LOCAL = {"base_url": "http://127.0.0.1:7860"}
 
@@ -208,6 +209,17 @@ def test_help() -> None:
         assert text in said
 
 
+def test_gradio_is_imported_for_the_demo_alone(tiny_model: Path, tmp_path: Path) -> None:
+    said = ["--no-demo", "--model", str(tiny_model), "--jobs", str(tmp_path)]
+    program = (
+        "import sys; import ui.__main__ as command\n"
+        "command.run = lambda *server: print(sorted({'gradio', 'pandas', 'ui.demo'} & {*sys.modules}))\n"
+        f"command.main({said!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -219,7 +231,7 @@ def start(model: Path, jobs: Path) -> tuple[subprocess.Popen[bytes], str]:
     port = free_port()
     command = [sys.executable, "-m", "ui", "--port", str(port), "--model", str(model), "--jobs", str(jobs)]
     command += ["--no-demo", "--max-queue", "1000"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     url = f"http://127.0.0.1:{port}"
     while True:
         assert process.poll() is None

@@ -12,7 +12,6 @@ from diffusion.flags import add_model, open_model
 from diffusion.open import AnyPipeline
 from diffusion.pipeline import Pipeline
 from diffusion.store import Store
-from ui.demo import mount
 from ui.guard import LOOPBACK, MAX_BODY
 from ui.safety import OutputCheck, Safe, Terms
 from ui.server import Access, create_app, own_temporary_folder, run
@@ -76,6 +75,8 @@ def serve(args: argparse.Namespace) -> None:
     app = create_app(service, access, clip=args.clip, loras=args.folder_of_loras, embeddings=embeddings)
     with own_temporary_folder():
         if not args.no_demo:
+            from ui.demo import mount  # Gradio takes longer to import than all else
+
             mount(app, service)
         print(f"http://{args.host}:{args.port}  {service.pipeline.model.name}, jobs in {args.jobs}", flush=True)
         run(app, service, args.host, args.port)

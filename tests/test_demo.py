@@ -324,6 +324,13 @@ def test_a_job_that_is_not_done_is_found_again(demo: Demo, service: Service) -> 
     assert last[demo.page.stage].count('figure class="done') == 2
 
 
+def test_a_page_hears_that_the_server_stops(demo: Demo, service: Service) -> None:
+    service.stop_soon()
+    last = ran(demo.make(said(demo, prompt="a red apple"), browser("ja")))
+    assert WORDS["ja"]["server_stops"] in last[demo.page.message]
+    assert [job.state for job in service.store.jobs()] == ["queued"]
+
+
 def test_stop_ends_the_last_group_alone(demo: Demo, service: Service) -> None:
     (other,) = service.submit([Request("a red apple")])
     jobs = service.submit([Request("a blue star", steps=100, seed=i) for i in range(2)])

@@ -226,12 +226,17 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(model: Path, jobs: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start(model: Path, jobs: Path, *options: str) -> tuple["subprocess.Popen[str]", str]:
     """The command itself, in a process of its own."""
     port = free_port()
     command = [sys.executable, "-m", "ui", "--port", str(port), "--model", str(model), "--jobs", str(jobs)]
-    command += ["--no-demo", "--max-queue", "1000"]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command += ["--max-queue", "1000", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # What a shell runs in its background ignores Ctrl-C, and so would all that it starts.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     while True:
         assert process.poll() is None
@@ -245,7 +250,7 @@ def start(model: Path, jobs: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 @pytest.mark.slow
 def test_it_stops_within_a_step(tiny_model: Path, tmp_path: Path) -> None:
-    process, url = start(tiny_model, tmp_path)
+    process, url = start(tiny_model, tmp_path, "--no-demo")
     body = {"prompt": "a red apple", "num_inference_steps": 1000, "stream": True, "partial_images": 3}
     with requests.post(f"{url}/v1/images/generations", json=body, stream=True) as answer:
         lines = answer.iter_lines()
@@ -254,6 +259,18 @@ def test_it_stops_within_a_step(tiny_model: Path, tmp_path: Path) -> None:
         assert any(b"kept" in line for line in lines)
     assert process.wait(timeout=60) == 0
     assert [job.state for job in Store(tmp_path).jobs()] == ["queued"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_it_stops_in_silence_while_a_page_is_open(tiny_model: Path, tmp_path: Path, how: int, code: int) -> None:
+    process, url = start(tiny_model, tmp_path)
+    with requests.get(f"{url}/gradio_api/heartbeat/page", stream=True) as page:  # as every page of the demo asks
+        lines = page.iter_lines()
+        assert next(lines) == b"data: ALIVE"
+        process.send_signal(how)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (code, "")
 
 
 def test_watching_ends_when_it_stops(service: Service) -> None:

@@ -65,7 +65,10 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    return attempt(COMMAND, lambda: serve(args))
+    try:
+        return attempt(COMMAND, lambda: serve(args))
+    except KeyboardInterrupt:
+        return 130
 
 
 def serve(args: argparse.Namespace) -> None:

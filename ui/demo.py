@@ -21,7 +21,7 @@ from ui import views
 from ui.controls import QUIETLY, Controls, Updates
 from ui.layout import CSS, HEAD, Page, theme
 from ui.limits import Overloaded
-from ui.service import Service
+from ui.service import Service, Stopped
 from ui.settings import defaults_of, form_of, requests_of, samplers, schedules, sizes
 from ui.words import I18N, language_of, mistake, say
 
@@ -97,14 +97,17 @@ class Demo:
                 yield updates
 
     async def follow(self, jobs: Sequence[Job], groups: Sequence[str], language: str) -> AsyncIterator[Updates]:
-        """A group, from now until it has ended."""
+        """A group, from now until it has ended, or the server stops."""
         page, now, previews = self.page, {job.id: job for job in jobs}, dict[str, Image.Image]()
         yield {page.make: HIDDEN, page.stop: SHOWN, page.deeds: HIDDEN}
-        async for event in self.service.follow(now, previews=True):
-            now[event.job.id] = event.job
-            if event.preview is not None:
-                previews[event.job.id] = event.preview
-            yield {page.stage: views.stage([*now.values()], previews, language)}
+        try:
+            async for event in self.service.follow(now, previews=True):
+                now[event.job.id] = event.job
+                if event.preview is not None:
+                    previews[event.job.id] = event.preview
+                yield {page.stage: views.stage([*now.values()], previews, language)}
+        except Stopped:
+            yield {page.message: views.notice(say(language, "server_stops"), "mistake")}
         free = {page.make: SHOWN, page.stop: HIDDEN}
         yield free | self.looked_at([*now.values()], language) | self.kept(groups, language)
 

@@ -1,5 +1,6 @@
 """One application: the HTTP APIs, the pictures, health and metrics, over one service."""
 
+import asyncio
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -15,6 +16,7 @@ from fastapi import Request as Http
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusion.embeddings import Embeddings
 from diffusion.metadata import VERSION
@@ -24,6 +26,8 @@ from ui.metrics import registry
 from ui.service import Service
 
 GRACE = 5  # seconds for answers that are under way when the server is asked to stop
+LAST_WORDS = 1  # second of them, for streams to say that it stops
+LOOK = 0.5  # seconds between two looks of a stream at whether it does
 ABOUT = """Pictures from texts, by two interfaces that other programs speak: OpenAI's images API, and AUTOMATIC1111's.
 Where the server was given a token, it is sent as `Authorization: Bearer TOKEN`."""
 
@@ -57,6 +61,7 @@ def create_app(
         await run_in_threadpool(service.stop)
 
     app = FastAPI(title="oboro", version=VERSION, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Ending, service=service)
     app.add_middleware(Guard, token=access.token, hosts=access.hosts, max_body=access.max_body)
     app.include_router(openai.router(service))
     app.include_router(a1111.router(service, clip, loras, embeddings))
@@ -88,6 +93,30 @@ def create_app(
         return JSONResponse({"detail": "The server made a mistake; its log says more."}, 500)
 
     return app
+
+
+class Ending:
+    """ASGI middleware: what listens to its client until that leaves, as the streams of the demo's open pages do, hears
+    that it has left when the service stops."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_or_end() -> Message:
+            message = asyncio.ensure_future(receive())
+            try:
+                while not message.done():
+                    stopping = self.service.stopping
+                    await asyncio.wait([message], timeout=LAST_WORDS if stopping else LOOK)
+                    if stopping and not message.done():
+                        return {"type": "http.disconnect"}
+                return message.result()
+            finally:
+                message.cancel()
+
+        await self.app(scope, receive_or_end if scope["type"] == "http" else receive, send)
 
 
 class Server(uvicorn.Server):

@@ -4,7 +4,7 @@
     say("ja", "step", ...)    a sentence that is put together here
     mistake("ja", error)      what went wrong, in one sentence
 
-Gradio's own words, of the places to drop files at, are in the browser's language, too.
+Gradio's own words, of the brush and of the places to drop files at, are in the browser's language, too.
 """
 
 import re
@@ -92,6 +92,7 @@ WORDS: dict[str, dict[str, str]] = {
         # mistakes
         "overloaded": "Too many pictures are waiting; try again in {seconds} s.",
         "lost": "This picture is no longer here.",
+        "server_stops": "The server stops; what waits is kept, and made after its next start.",
         "cannot": "{reason}",
     },
     "ja": {
@@ -166,6 +167,7 @@ WORDS: dict[str, dict[str, str]] = {
         "bits": "1 バイトあたり {bits} ビット：少ないほど、ありふれた言葉です",
         "overloaded": "混み合っています。{seconds} 秒後にもう一度お試しください。",
         "lost": "この絵はもうここにありません。",
+        "server_stops": "サーバーが止まります。待っている絵は、次に動きはじめたときにつくられます。",
         "cannot": "受けつけられませんでした：{reason}",
     },
 }
@@ -228,7 +230,19 @@ MISTAKES: tuple[tuple[str, str], ...] = (
         "メモリーが足りません。大きさを小さくしてください。",
     ),
 )
-I18N = gr.I18n(**WORDS)
+# Gradio's words for the brush, by its own names: it has them in English alone.
+BRUSH = {
+    "image_editor.brush": "塗る",
+    "image_editor.brush_size": "筆の太さ",
+    "image_editor.erase": "消す",
+    "image_editor.eraser_size": "消しゴムの太さ",
+    "image_editor.zoom_in": "拡大",
+    "image_editor.zoom_out": "縮小",
+    "image_editor.fit_to_screen": "全体を表示",
+    "image_editor.redo": "やり直す",
+    "image_editor.clear_canvas": "すべて消す",
+}
+I18N = gr.I18n(en=WORDS["en"], ja=WORDS["ja"] | BRUSH)
 
 
 def say(language: str, word: str, **values: object) -> str:

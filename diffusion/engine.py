@@ -7,8 +7,8 @@ the same in another order: a picture is the same up to rounding. No gradient flo
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from typing import Self, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from diffusion.autoencoder import Decoder, Encoder
 from diffusion.blocks import Attention, KeysValues, ResBlock, Upsample, pixels, tokens
 from diffusion.convolution import bands, convolve, doubled, normed
+from diffusion.heap import trim
 from diffusion.recording import Recording
 from diffusion.unet import GEGLU, Context, Transformer, TransformerBlock, UNet, Up
 
@@ -27,6 +28,7 @@ M = TypeVar("M", bound=nn.Module)
 RECORDED = 2**18
 WEIGHTS = 2**26  # of the largest network that is recorded: a recording keeps what it makes of weights
 TABLED = 1000  # times whose embeddings are kept
+TRIMMED = 64 * 64  # latent pixels whose decoding is the most that a picture takes: the heap is made small before it
 
 
 def accelerate(network: M) -> M:
@@ -38,16 +40,9 @@ def _twin(module: M) -> M:
     twin = copy.copy(module)
     twin._modules = {name: child and _twin(child) for name, child in module._modules.items()}
     twin.__class__ = TWINS.get(type(module), type(module))  # type: ignore[assignment]
-    if isinstance(twin, Prepared):
+    if isinstance(twin, FastUNet):
         twin.prepare()
     return twin
-
-
-class Prepared:
-    """A twin that has something to compute of its weights."""
-
-    def prepare(self) -> None:
-        raise NotImplementedError
 
 
 def linear(x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
@@ -55,7 +50,7 @@ def linear(x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
     return F.linear(x, layer.weight.flatten(1), layer.bias)
 
 
-class FastUNet(UNet, Prepared):
+class FastUNet(UNet):
     """Times are looked up, and steps of small latents played back from a recording."""
 
     def prepare(self) -> None:
@@ -124,23 +119,7 @@ class FastUpsample(Upsample):
         return doubled(x, self.conv) if tuple(size) == (2 * height, 2 * width) else super().forward(x, tuple(size))
 
 
-class FastAttention(Attention, Prepared):
-    """Queries, keys and values of self-attention by one matrix, of which the layers' own become parts."""
-
-    def prepare(self) -> None:
-        self.joined = None
-        layers = self.to_q, self.to_k, self.to_v
-        if all(type(layer) is nn.Linear for layer in layers) and self.to_q.in_features == self.to_k.in_features:
-            self.joined = torch.cat([layer.weight.data for layer in layers])
-            for layer, part in zip(layers, self.joined.chunk(3), strict=True):
-                layer.weight.data = part
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What moves layers, as `to` does, takes them apart: they are joined anew where they are then."""
-        super()._apply(fn, recurse)
-        self.prepare()
-        return self
-
+class FastAttention(Attention):
     @property
     def out(self) -> nn.Linear:
         (layer,) = self.to_out
@@ -169,11 +148,8 @@ class FastAttention(Attention, Prepared):
             weights = torch.bmm(x.expand(len(scores), -1, -1), scores).unflatten(2, (self.heads, -1))
             weights = torch.softmax(weights, dim=-1).flatten(2)  # [B, N, H L]
             return torch.baddbmm(self.out.bias, weights, mixes)
-        if context is None and self.joined is not None:
-            q, k, v = F.linear(x, self.joined).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        else:
-            k, v = context or super().keys_values(x)
-            q = self.split(self.to_q(x)).expand(len(k), -1, -1, -1)
+        k, v = context or super().keys_values(x)
+        q = self.split(self.to_q(x)).expand(len(k), -1, -1, -1)
         h = F.scaled_dot_product_attention(q, k, v)  # [B, H, N, D]
         return self.to_out(h.transpose(1, 2).flatten(2))
 
@@ -220,6 +196,8 @@ class FastEncoder(Encoder):
 
 class FastDecoder(Decoder):
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu and x[0, 0].numel() >= TRIMMED:
+            trim()
         x = self.mid_block(self.conv_in(x))
         for layer in _layers(self.up_blocks):
             x = layer(x, (2 * x.shape[-2], 2 * x.shape[-1])) if isinstance(layer, Upsample) else layer(x)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from diffusion.crew import MOST_DEATHS
 from diffusion.flags import open_model
+from diffusion.holder import holder
 from diffusion.job import Job
 from diffusion.metadata import model_digest
 from diffusion.shelf import Shared
@@ -156,7 +157,7 @@ class RayCrew:
     def _hire(self) -> Hand:
         maker = self.ray.remote(Maker).options(num_cpus=self.args.cpus_per_worker, num_gpus=self.args.gpus_per_worker)
         actor = maker.remote(self.args)
-        return Hand(f"batch-ray-{secrets.token_hex(4)}", actor, actor.model.remote())
+        return Hand(holder(f"batch-ray-{secrets.token_hex(4)}"), actor, actor.model.remote())
 
     def _hiring(self, hand: Hand) -> list[Any]:
         return [] if hand.ready else [hand.hired]

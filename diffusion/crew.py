@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 
 from diffusion.flags import open_model
+from diffusion.holder import holder
 from diffusion.store import Store
 from diffusion.worker import Worker
 
 PATIENCE = 60.0  # seconds that a worker may take to end its step
-MOST_DEATHS = 10  # in a row, of workers that had no job yet: then it is not a job that kills them
+MOST_DEATHS = 10  # in a row, of workers that had no model yet: then it is not a job that kills them
+READY = "ready"
 
 # Threads and locks do not survive a fork; a device's context does not either.
 SPAWN = multiprocessing.get_context("spawn")
@@ -53,17 +55,18 @@ class Crew:
         """
         for i in range(self.size):
             if i in self.hands:
-                name, process, _ = self.hands[i]
+                name, process, line = self.hands[i]
                 if process.is_alive():
                     continue
-                self.deaths = 0 if self.store.lost(name) else self.deaths + 1
+                self.store.lost(name)
+                self.deaths = 0 if _was_ready(line) else self.deaths + 1
                 if self.deaths >= MOST_DEATHS:
                     raise ValueError(f"The workers die as they start, with {process.exitcode}; try fewer --workers.")
             self.hands[i] = self._start(i)
 
     def _start(self, index: int) -> tuple[str, BaseProcess, Connection]:
         name = f"batch-{index}-{secrets.token_hex(4)}"
-        theirs, ours = SPAWN.Pipe(duplex=False)
+        theirs, ours = SPAWN.Pipe()
         args = argparse.Namespace(**vars(self.args) | {"device": _device(self.args.device, index)})
         process = SPAWN.Process(target=work, args=(name, args, self.place, theirs), daemon=True)
         # Ctrl-C goes to all processes of a terminal, and the driver alone says what it means. What is ignored here
@@ -72,7 +75,7 @@ class Crew:
         process.start()
         signal.signal(signal.SIGINT, before)
         theirs.close()
-        return name, process, ours
+        return holder(name, process.pid), process, ours
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -92,24 +95,35 @@ class Crew:
 
 
 def work(name: str, args: argparse.Namespace, place: Place, line: Connection) -> None:
-    """The whole life of a worker's process. `line` says when to stop, and closes when the driver has died."""
+    """The whole life of a worker's process. `line` hears that it has its model, and says when to stop; it closes when
+    the driver has died."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as with Ctrl-C, the driver says what it means
     stop = threading.Event()
     threading.Thread(target=_listen, args=(line, stop), daemon=True).start()
     torch.set_num_threads(place.threads)
     try:
-        pipeline = open_model(args)
-        Worker(pipeline, Store(place.folder, place.file), name, batch=place.batch).run(stop)
+        worker = Worker(open_model(args), Store(place.folder, place.file), holder(name), batch=place.batch)
+        with suppress(OSError):  # the driver is dead, and so shall we be
+            line.send(READY)
+        worker.run(stop)
     except ValueError as mistake:
         print(f"A worker stopped: {mistake}", file=sys.stderr)
         sys.exit(2)
+
+
+def _was_ready(line: Connection) -> bool:
+    """Whether a worker that has died had its model before."""
+    try:
+        return line.poll() and line.recv() == READY
+    except (EOFError, OSError):
+        return False
 
 
 def _listen(line: Connection, stop: threading.Event) -> None:
     try:
         line.recv()
         stop.set()
-    except EOFError:
+    except (EOFError, OSError):
         os._exit(1)  # the driver was killed: the one that follows it counts on our being dead
 
 

@@ -6,8 +6,9 @@
     queued, running => cancelled
 
 One folder holds jobs.sqlite and the pictures. Any number of processes on one machine share it: every change is one
-short transaction, on the disk when it returns. A worker holds its jobs by a lease that it renews; when it is killed the
-lease runs out, and another takes them over. Should both finish, they wrote the same bytes and one row.
+short transaction, on the disk when it returns. A worker holds its jobs by a lease that it renews; when it is known to
+be dead (holder.py), or its lease has run out, another takes them over. Should both finish, they wrote the same bytes
+and one row.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from typing import Any
 
 from diffusion.batching import shape
 from diffusion.database import Database, marks
+from diffusion.holder import is_dead
 from diffusion.job import ENDED, STATES, Job
 from diffusion.metadata import Named, digest, model_digest
 from diffusion.request import FILES, Request, Resolved, file_name, from_json, to_json
@@ -169,17 +171,20 @@ class Store:
     def lease(self, worker: str, model: str, count: int, seconds: float) -> list[Job]:
         """The next jobs of a model, by priority, then age, for so many seconds: at most `count`, all of one shape.
 
-        One that was tried before comes alone, so that no other suffers for it.
+        One that was tried before comes alone, so that no other suffers for it. `worker` is best a `holder`.
         """
         now = time.time()
-        if not self._database.one(
+        held = _column(self._database.rows("SELECT DISTINCT worker FROM jobs WHERE state = 'running'"))
+        dead = [*filter(is_dead, held)]
+        if not dead and not self._database.one(
             "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND model = ?)"
             " OR EXISTS (SELECT 1 FROM jobs WHERE state = 'running' AND expires < ?)",
             (model, now),
         ):
             return []  # without waiting for those who change something
         with self._database.change() as change:
-            self._lose(change, "state = 'running' AND expires < ?", (now,))
+            over = f"state = 'running' AND (expires < ? OR worker IN ({marks(dead)}))"
+            self._lose(change, over, (now, *dead))
             turn = "state = 'queued' AND model = ? ORDER BY priority DESC, number"
             first = change.execute(f"SELECT shape, priority, tries FROM jobs WHERE {turn} LIMIT 1", (model,)).fetchone()
             if first is None:

@@ -13,7 +13,7 @@ from diffusion.metadata import model_digest
 from diffusion.open import AnyPipeline
 from diffusion.pipeline import Picture, Progress
 
-LEASE = 60.0  # seconds; of a worker that is killed, the jobs wait so long
+LEASE = 60.0  # seconds; of a worker that is lost, the jobs wait so long where it is not known to be dead
 BEAT = 0.5  # seconds between two renewals of it
 IDLE = 0.05  # seconds between two looks at an empty queue
 

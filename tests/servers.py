@@ -1,5 +1,6 @@
 """A server of the tiny model in a thread, on a port of its own: what the tests of the HTTP APIs share."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,12 @@ from diffusion.open import open_pipeline
 from diffusion.store import Store
 from ui.server import Access, create_app
 from ui.service import Service
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def service_of(model: Path, folder: Path, max_queue: int = 64) -> Service:

@@ -303,3 +303,19 @@ def test_killed_workers_and_drivers_lose_nothing(tiny_model: Path, tmp_path: Pat
     for row in manifest(out):
         (alone,) = pipeline.generate([from_json(row["request"])])
         assert made[row["path"]] == alone.png()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_a_killed_batch_holds_no_lease(tiny_model: Path, tmp_path: Path) -> None:
+    file, out = write(tmp_path / "jobs.jsonl", [{"prompt": "a red apple", "steps": 1000}]), tmp_path / "out"
+    process, kind = start(tiny_model, file, out), model_digest(open_pipeline(tiny_model).model)
+    while not out.is_dir() or not Store(out).counts()["running"]:
+        time.sleep(0.05)
+    (worker,) = children(process)
+    process.kill()
+    process.communicate()
+    while Path(f"/proc/{worker}").exists():  # it ends by itself, for its driver is dead
+        time.sleep(0.02)
+    (job,) = Store(out).lease("another", kind, 1, 60)  # a server's on the same folder
+    assert (job.tries, job.error) == (2, "Its worker was lost.")

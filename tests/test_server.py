@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 from fastapi.testclient import TestClient
-from servers import service_of, serving
+from servers import free_port, service_of, serving
 
 from diffusion.request import Request
 from diffusion.store import Store
@@ -218,12 +217,6 @@ def test_gradio_is_imported_for_the_demo_alone(tiny_model: Path, tmp_path: Path)
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def start(model: Path, jobs: Path, *options: str) -> tuple["subprocess.Popen[str]", str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from diffusion.holder import holder
 from diffusion.job import ENDED, Job
 from diffusion.open import AnyPipeline
 from diffusion.pipeline import Progress
@@ -57,7 +58,7 @@ class Service:
         self.unit = self.cost(pipeline.resolve(Request("")))  # of a picture as the model makes them
         self.budget = max_queue * self.unit
         desk = _Desk(store, self._ended, self._delivered)
-        self.worker = Worker(pipeline, desk, f"server {secrets.token_hex(4)}", batch=batch)
+        self.worker = Worker(pipeline, desk, holder(f"server {secrets.token_hex(4)}"), batch=batch)
         self._admission = threading.Lock()  # what is counted is what is there
         self._costs: dict[str, int] = {}  # of the jobs that wait
         self._stop = threading.Event()

@@ -34,6 +34,7 @@ from diffusion.seeds import Draw, seeded, varied
 from diffusion.steps import Denoise
 from diffusion.texts import encode_picture
 from diffusion.threads import threads
+from diffusion.tiling import decode
 from diffusion.upscale import passes, upscale
 
 
@@ -138,7 +139,7 @@ class Pipeline:
             latents = self.sample(group, start, seen, steps)  # [B, C, h, w]
             steps += group[0].steps
         assert latents is not None
-        return [start.finish(self.image(one)) for one in rows(latents, len(seen))]
+        return [start.finish(self.image(one, group[0].tile)) for one in rows(latents, len(seen))]
 
     def sample(self, requests: Sequence[Resolved], start: Start, seen: Sequence[Seen], steps: int) -> Tensor:
         """One way down the sigmas => latents [B, C, h, w]; `steps` are those of the passes before."""
@@ -217,10 +218,10 @@ class Pipeline:
         return 1, self.autoencoder.channels, request.height // factor, request.width // factor
 
     @torch.inference_mode()
-    def image(self, latents: Tensor) -> Image.Image:
-        """Latents [1, C, h, w] => picture."""
+    def image(self, latents: Tensor, tile: int | None = None) -> Image.Image:
+        """Latents [1, C, h, w] => picture, decoded whole or by tiles of so many pixels a side."""
         with self.there(self.autoencoder):
-            pixels = self.autoencoder.decode(latents)[0]  # [3, H, W] in [-1, 1]
+            pixels = decode(self.autoencoder, latents, tile)[0]  # [3, H, W] in [-1, 1]
         if not pixels.isfinite().all():
             raise ValueError(f"The picture's numbers overflowed; {self.dtype} is too narrow for this model.")
         return to_image(pixels.cpu())

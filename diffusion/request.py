@@ -23,6 +23,7 @@ from diffusion.grammar import SYNTAXES, has_syntax, read
 from diffusion.model import Model
 from diffusion.samplers import DISCARDS_PENULTIMATE, OPTIONS, SAMPLERS, effective, our_sampler
 from diffusion.schedules import SCHEDULES, our_schedule, schedule
+from diffusion.tiling import tile_of
 from diffusion.upscale import hires_settings, passes
 from diffusion.wildcards import fill
 
@@ -92,6 +93,8 @@ class Request:
     hires_steps: int | None = None
     hires_strength: float | None = None  # as `strength`
     hires_upscaler: str | None = None  # one of upscale.UPSCALERS
+    # in what pieces it is decoded; see tiling.py
+    tile: int | None = None  # pixels a side; None decodes it whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,7 @@ def resolve(request: Request, model: Model) -> Resolved:
     for one in passes(resolved, factor):
         check_numbers(one, factor)
         sigmas(one, model)  # raises where the grid has not so many steps to give, or leaves none to take
-    return resolved
+    return replace(resolved, tile=tile_of(resolved.tile, (one.width, one.height), factor))
 
 
 R = TypeVar("R", bound=Request)

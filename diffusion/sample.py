@@ -106,11 +106,12 @@ def arguments() -> argparse.ArgumentParser:
     add("--fill", metavar="WITH", help=f"under the mask, before: {', '.join(FILLS)} (default: original)")
     add("--padding", type=int, metavar="PIXELS", help="show the model the masked part alone, and so much around it")
 
-    add = parser.add_argument_group("a second, larger pass").add_argument
+    add = parser.add_argument_group("a second, larger pass; large pictures").add_argument
     add("--hires-scale", type=float, metavar="TIMES", help="by which to enlarge the picture, and go over it")
     add("--hires-steps", type=int, metavar="STEPS", help="as in the first pass by default")
     add("--hires-strength", type=float, metavar="0..1", help="how much of it to make anew (default: 0.7)")
     add("--hires-upscaler", metavar="NAME", help=f"{', '.join(UPSCALERS)} (default: latent)")
+    add("--tile", type=int, metavar="PIXELS", help="decode large pictures in overlapping tiles: less memory; try 512")
 
     add = parser.add_argument_group("variations").add_argument
     add("--variation-seed", type=int, metavar="SEED", help="of a second noise; picture i has this + i, all one --seed")

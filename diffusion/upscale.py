@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from diffusion.autoencoder import Autoencoder, PixelSpace
 from diffusion.checks import MAX_STEPS, check_name, check_needed, check_number
 from diffusion.image import to_image, to_pixels
+from diffusion.tiling import decode
 
 MAX_SCALE = 8
 # Our names, and AUTOMATIC1111's.
@@ -70,5 +71,5 @@ def upscale(latents: Tensor, request: Any, autoencoder: Autoencoder | PixelSpace
     width, height, how = request.width, request.height, request.hires_upscaler
     if how in LATENTS:
         return LATENTS[how](latents, size=(height // autoencoder.factor, width // autoencoder.factor))
-    image = to_image(autoencoder.decode(latents)[0].cpu()).resize((width, height), PIXELS[how])
+    image = to_image(decode(autoencoder, latents, request.tile)[0].cpu()).resize((width, height), PIXELS[how])
     return autoencoder.encode(to_pixels(image)[None].to(latents))

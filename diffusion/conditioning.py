@@ -1,4 +1,5 @@
-"""What the U-Net is told beside x and the time: a text's embeddings and, by Stable Diffusion XL, a picture's sizes."""
+"""What the U-Net is told beside x and the time: a text's embeddings and, if it is Stable Diffusion XL's, a picture's
+sizes, or if it was distilled, the guidance that it imitates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +23,10 @@ class Conditioning:
     tokens: Tensor  # [B, L, D], which the cross-attentions look at
     pooled: Tensor | None = None  # [B, P], the text as one vector
     sizes: Tensor | None = None  # [B, 6] (Podell et al. 2023, section 2.2), as `sized` writes them
+    guidance: Tensor | None = None  # [B], its scale less 1
 
     def to(self, dtype: torch.dtype) -> "Conditioning":
-        """The embeddings in the network's own dtype; sizes are whole numbers, which few of them can hold."""
+        """The embeddings in the network's own dtype; few can hold the other numbers."""
         pooled = None if self.pooled is None else self.pooled.to(dtype)
         return replace(self, tokens=self.tokens.to(dtype), pooled=pooled)
 
@@ -39,18 +41,25 @@ class Conditioning:
         sizes = self.tokens.new_tensor([*original, *corner, *target], dtype=torch.float32)
         return replace(self, sizes=sizes.expand(len(self.tokens), -1))
 
+    def guided(self, scale: float) -> "Conditioning":
+        """The same, of pictures that are led so far by their text."""
+        return replace(self, guidance=self.tokens.new_full((len(self.tokens),), scale - 1, dtype=torch.float32))
+
 
 def stack(*conditionings: Conditioning) -> Conditioning:
     """Those of one batch after those of the other: all of them have the same fields, and texts of one length."""
-    pooled = [c.pooled for c in conditionings if c.pooled is not None]
-    sizes = [c.sizes for c in conditionings if c.sizes is not None]
-    assert len(pooled) in (0, len(conditionings))
-    assert len(sizes) in (0, len(conditionings))
     return Conditioning(
         torch.cat([c.tokens for c in conditionings]),
-        torch.cat(pooled) if pooled else None,
-        torch.cat(sizes) if sizes else None,
+        _joined([c.pooled for c in conditionings]),
+        _joined([c.sizes for c in conditionings]),
+        _joined([c.guidance for c in conditionings]),
     )
+
+
+def _joined(values: Sequence[Tensor | None]) -> Tensor | None:
+    tensors = [value for value in values if value is not None]
+    assert len(tensors) in (0, len(values))
+    return torch.cat(tensors) if tensors else None
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def probe(network: nn.Module) -> Tensor:
     elif isinstance(network, UNet):
         config, side = network.config, 2 ** len(network.config.block_out_channels)
         pooled = draw(1, config.pooled_channels(SIZES)) if config.addition_embed_type else None
-        text = Conditioning(draw(1, 8, config.text_channels), pooled).sized(512, 768)
+        text = Conditioning(draw(1, 8, config.text_channels), pooled).sized(512, 768).guided(7.5)
         found = (network(draw(1, config.in_channels, side, side), torch.tensor([500.0]), text),)
     else:
         assert isinstance(network, Autoencoder)

@@ -18,8 +18,9 @@ from diffusion.autoencoder import Decoder, Encoder
 from diffusion.blocks import Attention, KeysValues, ResBlock, Upsample, pixels, tokens
 from diffusion.convolution import bands, convolve, doubled, normed
 from diffusion.heap import trim
+from diffusion.levels import GEGLU, Transformer, TransformerBlock, Up
 from diffusion.recording import Recording
-from diffusion.unet import GEGLU, Context, Transformer, TransformerBlock, UNet, Up
+from diffusion.unet import Context, UNet
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -61,10 +62,10 @@ class FastUNet(UNet):
 
     def forward(self, x: Tensor, t: Tensor, text: Context) -> Tensor:  # type: ignore[override]
         """As the network's, but for a batch that is all at one time."""
-        keys_values, added = text
-        if x.stride(0) == 0 and added is None:
+        keys_values, added, guided = text
+        if x.stride(0) == 0 and added is None and guided is None:
             x = x[:1]  # equal rows part at the first text that they attend to
-        inputs = [x, self.time(t, added), *(tensor for pair in keys_values for tensor in pair)]
+        inputs = [x, self.time(t, added, guided), *(tensor for pair in keys_values for tensor in pair)]
         numbers = x[0, 0].numel() * self.config.block_out_channels[0]
         if not (self.small and x.is_cpu and numbers <= RECORDED):
             return self.flat(*inputs)
@@ -73,10 +74,10 @@ class FastUNet(UNet):
             self.recordings[shapes] = Recording(self.flat, inputs)
         return self.recordings[shapes](*inputs)
 
-    def time(self, t: Tensor, added: Tensor | None) -> Tensor:
+    def time(self, t: Tensor, added: Tensor | None, guided: Tensor | None) -> Tensor:
         """`times` of all blocks side by side, with a row for all of the batch where nothing is added to the time."""
-        if added is not None:
-            return torch.cat(self.times(t, added), dim=1)
+        if added is not None or guided is not None:
+            return torch.cat(self.times(t, added, guided), dim=1)
         time = t[0].item()
         if time not in self.table:
             if len(self.table) == TABLED:

@@ -45,7 +45,7 @@ from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
 from diffusion.conditioning import LANGUAGE, PLAIN, XL, Encoder, Reading, encoder_names
 from diffusion.config import DIFFUSERS_VERSION, checked
 from diffusion.files import SUMS, WHOLE, Files, format_sums, sums_of
-from diffusion.model import Defaults, Model
+from diffusion.model import CONSISTENCY, Defaults, Model
 from diffusion.noise import Noise
 from diffusion.schedulers import SCHEDULERS, NoiseConfig
 from diffusion.unet import UNet, UNetConfig
@@ -56,9 +56,10 @@ WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"  # .safetensors
 
 # The pipelines whose models are read here; what a pipeline does with them is no matter.
 LANGUAGE_PIPELINE = "LanguagePipeline"  # ours alone: diffusers has none of that name, and opens its parts one by one
+CONSISTENCY_PIPELINES = ["LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"]
 PIPELINES = [
     f"{kind}{task}Pipeline" for kind in ("StableDiffusion", "StableDiffusionXL") for task in ("", "Img2Img", "Inpaint")
-] + [LANGUAGE_PIPELINE]
+] + [*CONSISTENCY_PIPELINES, LANGUAGE_PIPELINE]
 # Each part, and what model_index.json may name for it: a library and classes.
 LANGUAGE_MODEL = "language_model"
 LANGUAGE_CLASSES = tuple(name for form in FORMATS.values() for name in (form.head_class, form.bare_class))
@@ -103,7 +104,9 @@ def load_folder(root: Path, dtype: torch.dtype | None, others: torch.dtype | Non
         text_encoders.append(encoder)
     autoencoder = load_autoencoder(files, "vae", others) if "vae" in parts else PixelSpace()
     unet = load_unet(files, "unet", dtype)
-    defaults = replace(Defaults(sampler=noise.config.sampler, size=picture_size(unet, autoencoder)), **said)
+    own = CONSISTENCY if index["_class_name"] in CONSISTENCY_PIPELINES else {}
+    own = own | {"sampler": noise.config.sampler, "size": picture_size(unet, autoencoder)}
+    defaults = Defaults(**own | said)
     return Model(
         tuple(tokenizers), tuple(text_encoders), unet, autoencoder, noise, defaults, root, name, files.hashes, reading
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, PixelSpace
@@ -22,6 +23,9 @@ class Defaults:
     size: int = 512  # pixels a side
 
 
+CONSISTENCY: dict[str, Any] = {"steps": 4, "sampler": "lcm", "guidance": 8.5}  # as diffusers' pipeline of such models
+
+
 @dataclass(frozen=True)
 class Model:
     """The networks are loaded to evaluate, on the CPU, in float32; the U-Net in what it shall run in."""
@@ -39,6 +43,11 @@ class Model:
     vae: Path | None = None  # the folder or the file of an autoencoder that stands in for the model's own
 
     prediction_type: str | None = None  # what was asked for in place of what the model says
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the U-Net imitates guidance, of which it is told the scale: it has no use for a negative prompt."""
+        return self.unet.config.time_cond_proj_dim is not None
 
     def describe(self) -> dict[str, str]:
         """What AUTOMATIC1111's form says of what is not the model's own."""

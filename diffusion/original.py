@@ -68,6 +68,7 @@ def _pairs(config: UNetConfig) -> Iterator[tuple[str, str]]:
 
     yield "time_embedding.linear_1", "time_embed.0"
     yield "time_embedding.linear_2", "time_embed.2"
+    yield "time_embedding.cond_proj", "time_embed.cond_proj"
     yield "add_embedding.linear_1", "label_emb.0.0"
     yield "add_embedding.linear_2", "label_emb.0.2"
     yield "conv_norm_out", "out.0"

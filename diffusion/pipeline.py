@@ -149,7 +149,8 @@ class Pipeline:
             texts = together([self.reader.prompt(one, sigmas, steps) for one in requests])
             (negative,) = together([[self.reader.negative(one, sigmas, steps)] for one in requests])
         rescale, interval = request.guidance_rescale or 0.0, request.guidance_interval or ALL
-        denoise = guide(start.show(self.denoiser), texts, negative, request.guidance, rescale, interval)
+        scale = 1.0 if self.model.distilled else request.guidance  # which the texts tell a network that imitates it
+        denoise = guide(start.show(self.denoiser), texts, negative, scale, rescale, interval)
         denoise = watch(start.hold(denoise), seen)  # (x, sigma) => x0
 
         noise = draws([self.noise(one) for one in requests])

@@ -48,7 +48,7 @@ class Reader:
     def negative(self, request: Resolved, sigmas: Tensor, before: int = 0) -> Script:
         """What the picture is led away from. Its length may be another: the network is told it apart then."""
         if not request.negative:
-            return always(self.nothing(_skip(request)).sized(request.height, request.width))
+            return always(_about(self.nothing(_skip(request)), request))
         syntax = request.prompt_syntax or DEFAULT_SYNTAX
         (term,) = read(request.negative, request.steps, syntax, negative=True, before=before)
         return self._script(term, request, sigmas)
@@ -90,7 +90,7 @@ class Reader:
         said = {}
         for text, by_tokenizer in texts.items():
             padded = [[*each, *[Chunk()] * (most - len(each))] for each in by_tokenizer]
-            said[text] = self._encode(padded, syntax, skip).sized(request.height, request.width)
+            said[text] = _about(self._encode(padded, syntax, skip), request)
         return Script(tuple((_above(span.end, sigmas), said[span.text]) for span in term.spans), term.weight)
 
     def _encode(self, text: Text, syntax: str, skip: int | None) -> Conditioning:
@@ -162,6 +162,11 @@ def _above(end: int, sigmas: Tensor) -> float:
     a step are above the sigma of the next one; rounding must not bring that one above itself.
     """
     return sigmas[end + 1].item() * (1 + 1e-6) if end + 1 < len(sigmas) else 0.0
+
+
+def _about(text: Conditioning, request: Resolved) -> Conditioning:
+    """The same, with what some networks are told of the picture besides."""
+    return text.sized(request.height, request.width).guided(request.guidance)
 
 
 def _skip(request: Resolved) -> int | None:

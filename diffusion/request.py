@@ -134,7 +134,7 @@ def resolve(request: Request, model: Model) -> Resolved:
         resolved = replace(resolved, prompt=prompt, loras=(*resolved.loras, *tagged))
     if not isinstance(resolved.schedule, tuple):
         check_name("schedule", resolved.schedule, SCHEDULES)
-    resolved = _check_guidance(check_numbers(resolved, factor))
+    resolved = _check_guidance(check_numbers(resolved, factor), model)
     resolved = _check_prompts(resolved, model)
     for one in passes(resolved, factor):
         check_numbers(one, factor)
@@ -312,7 +312,7 @@ def _check_prompts(request: Resolved, model: Model) -> Resolved:
     return request
 
 
-def _check_guidance(request: Resolved) -> Resolved:
+def _check_guidance(request: Resolved, model: Model) -> Resolved:
     """The same request, with the extras of guidance checked, and unsaid where they change nothing."""
     if request.guidance_rescale is not None:
         check_number("The guidance rescale", request.guidance_rescale, 0, 1, whole=False)
@@ -324,4 +324,7 @@ def _check_guidance(request: Resolved) -> Resolved:
                 f"The guidance interval is {request.guidance_interval!r}; expected two sigmas, the lower one first."
             )
         request = replace(request, guidance_interval=(float(interval[0]), float(interval[1])))
-    return replace(request, guidance_rescale=request.guidance_rescale or None)
+    request = replace(request, guidance_rescale=request.guidance_rescale or None)
+    if model.distilled and (request.guidance_rescale or request.guidance_interval):
+        raise ValueError("This model imitates guidance at every step; leave guidance rescale and interval out.")
+    return request

@@ -60,6 +60,7 @@ def unet_config(shapes: Shapes, pooled: int, sizes: int, sample_size: int) -> UN
         attention_head_dim=tuple(width // HEAD for width in widths) if linear else 8,
         cross_attention_dim=shapes[attention][1],
         use_linear_projection=linear,
+        time_cond_proj_dim=shapes.get("time_embed.cond_proj.weight", (None, None))[1],
         **added,
     )
 

@@ -27,7 +27,7 @@ from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
 from diffusion.conditioning import PLAIN, SIZES, XL, Reading
 from diffusion.config import checked
 from diffusion.folder import faults_of
-from diffusion.model import Defaults, Model
+from diffusion.model import CONSISTENCY, Defaults, Model
 from diffusion.noise import Noise
 from diffusion.original import autoencoder_names, original_name, original_names
 from diffusion.schedulers import NoiseConfig
@@ -126,7 +126,8 @@ def load_single_file(
         if kind is SD2 and not said and noise.config.prediction_type == "v_prediction":
             unet.config = replace(unet.config, sample_size=SD2_V_SAMPLE_SIZE)
         size = (unet.config.sample_size or kind.sample_size) * (FACTOR if vae is None else vae.factor)
-        defaults = replace(Defaults(size=size), **checked(Defaults, said.get("defaults", {})))
+        own = CONSISTENCY if unet.config.time_cond_proj_dim else {}
+        defaults = replace(Defaults(size=size, **own), **checked(Defaults, said.get("defaults", {})))
         reading = replace(kind.reading, **checked(Reading, said.get("reading", {})))
     assert file.sha256 is not None
     hashes = {path.name: file.sha256}
@@ -308,9 +309,9 @@ def _noise_config(
         prediction_type = "v_prediction" if v else "epsilon"
     zero_snr = "ztsnr" in file.entries
     spacing = "trailing" if zero_snr else "leading"
-    return NoiseConfig(
-        prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr, timestep_spacing=spacing, **STABLE_DIFFUSION
-    )
+    scheduler = "LCMScheduler" if unet.config.time_cond_proj_dim else NoiseConfig.scheduler
+    settings = STABLE_DIFFUSION | {"rescale_betas_zero_snr": zero_snr, "timestep_spacing": spacing}
+    return NoiseConfig(scheduler, prediction_type, **settings)
 
 
 def _is_spread(unet: UNet) -> bool:

@@ -4,17 +4,18 @@ Stable Diffusion 1.x, 2.x, XL and the small models trained here are configuratio
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion.blocks import Attention, Downsample, KeysValues, ResBlock, Upsample, pixels, tokens, zero
+from diffusion.blocks import KeysValues, ResBlock, zero
 from diffusion.conditioning import Conditioning
 from diffusion.config import Config
+from diffusion.levels import Down, Level, Middle, TransformerBlock, Up
 
 
 class Context(NamedTuple):
@@ -22,6 +23,7 @@ class Context(NamedTuple):
 
     keys_values: list[KeysValues]  # of every cross-attention, in the order in which the forward pass meets them
     added: Tensor | None = None  # [B, T], to the time's embedding
+    guided: Tensor | None = None  # [B, C], to the time's sinusoids
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class UNetConfig(Config):
     projection_class_embeddings_input_dim: int | None = None  # channels of pooled text and sizes together
     encoder_hid_dim_type: str | None = None  # text_proj: the text is projected to `cross_attention_dim` first
     encoder_hid_dim: int | None = None  # channels of the text before that
+    time_cond_proj_dim: int | None = None  # sinusoids of the guidance that a distilled network imitates
 
     CLASS: ClassVar[str] = "UNet2DConditionModel"
     FIXED: ClassVar[Mapping[str, Any]] = {
@@ -74,7 +77,6 @@ class UNetConfig(Config):
         "resnet_skip_time_act": False,
         "resnet_time_scale_shift": "default",
         "reverse_transformer_layers_per_block": None,
-        "time_cond_proj_dim": None,
         "time_embedding_act_fn": None,
         "time_embedding_dim": None,
         "time_embedding_type": "positional",
@@ -115,6 +117,8 @@ class UNetConfig(Config):
         if self.encoder_hid_dim_type and not self.encoder_hid_dim:
             raise ValueError(f"encoder_hid_dim={self.encoder_hid_dim!r} is not supported; "
                              "expected the number of channels that 'text_proj' reads.")
+        if (guided := self.time_cond_proj_dim) is not None and (guided < 4 or guided % 2):
+            raise ValueError(f"time_cond_proj_dim={guided} is not supported; expected an even number, 4 or more.")
         self.check_groups(self.block_out_channels, self.norm_num_groups)
         if self.block_out_channels[0] % 2:
             raise ValueError(f"block_out_channels={self.block_out_channels} begins with an odd number; "
@@ -135,6 +139,20 @@ class UNetConfig(Config):
         assert self.addition_time_embed_dim
         return self.projection_class_embeddings_input_dim - sizes * self.addition_time_embed_dim
 
+    def level(self, index: int) -> Level:
+        """What the level is made of; the finest is the first."""
+        return Level(
+            channels=self.block_out_channels[index],
+            layers=self.per_level("layers_per_block")[index],
+            depth=self.per_level("transformer_layers_per_block")[index],
+            heads=self.per_level("attention_head_dim")[index],
+            time_channels=4 * self.block_out_channels[0],
+            text_channels=self.cross_attention_dim,
+            groups=self.norm_num_groups,
+            eps=self.norm_eps,
+            linear=self.use_linear_projection,
+        )
+
     def per_level(self, field: str) -> tuple[int, ...]:
         """The field's value at each level. Raises ValueError where it does not give one a level."""
         value, levels = getattr(self, field), len(self.block_out_channels)
@@ -150,13 +168,13 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        levels = [Level.of(config, index) for index in range(len(config.block_out_channels))]
+        levels = [config.level(index) for index in range(len(config.block_out_channels))]
         finest, coarsest = levels[0], levels[-1]
 
         width = finest.channels  # of the feature map, as it passes from module to module
         skips = [width]  # widths of the feature maps that the way down leaves for the way up
         self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
-        self.time_embedding = Embedding(width, finest.time_channels)
+        self.time_embedding = TimeEmbedding(width, finest.time_channels, config.time_cond_proj_dim)
         self.add_embedding = None
         if config.projection_class_embeddings_input_dim and config.addition_embed_type:
             self.add_embedding = Embedding(config.projection_class_embeddings_input_dim, finest.time_channels)
@@ -184,21 +202,27 @@ class UNet(nn.Module):
         blocks = [module for module in self.modules() if isinstance(module, TransformerBlock)]
         tokens = text.tokens if self.encoder_hid_proj is None else self.encoder_hid_proj(text.tokens)
         keys_values = [block.attn2.keys_values(tokens) for block in blocks]
-        if self.add_embedding is None:
-            return Context(keys_values)
-        assert text.pooled is not None
-        assert text.sizes is not None
-        sizes = self.waves(text.sizes, self.config.addition_time_embed_dim or 0).flatten(1)
-        return Context(keys_values, self.add_embedding(torch.cat([text.pooled, sizes], dim=1)))
+        added = guided = None
+        if self.add_embedding is not None:
+            assert text.pooled is not None
+            assert text.sizes is not None
+            sizes = self.waves(text.sizes, self.config.addition_time_embed_dim or 0).flatten(1)
+            added = self.add_embedding(torch.cat([text.pooled, sizes], dim=1))
+        if self.time_embedding.cond_proj is not None:
+            assert text.guidance is not None
+            waves = guidance_waves(text.guidance, self.time_embedding.cond_proj.in_features)
+            guided = self.time_embedding.cond_proj(waves.to(self.conv_in.weight))
+        return Context(keys_values, added, guided)
 
     def forward(self, x: Tensor, t: Tensor, text: Context | Conditioning | Tensor) -> Tensor:
         """x [B, C, h, w], timesteps t [B] (fractions too), text or what `context` made of it => [B, C, h, w]."""
-        keys_values, added = text if isinstance(text, Context) else self.context(text)
-        return self.layers(x, self.times(t, added), keys_values)
+        keys_values, added, guided = text if isinstance(text, Context) else self.context(text)
+        return self.layers(x, self.times(t, added, guided), keys_values)
 
-    def times(self, t: Tensor, added: Tensor | None = None) -> list[Tensor]:
+    def times(self, t: Tensor, added: Tensor | None = None, guided: Tensor | None = None) -> list[Tensor]:
         """What every residual block adds to its feature map, in their order, each [B, channels]."""
-        time = self.time_embedding(self.waves(t, self.conv_in.out_channels))  # [B, T]
+        waves = self.waves(t, self.conv_in.out_channels)  # [B, C]
+        time = self.time_embedding(waves if guided is None else waves + guided)  # [B, T]
         time = F.silu(time if added is None else time + added)
         blocks = [module for module in self.modules() if isinstance(module, ResBlock)]
         return [block.time_emb_proj(time) for block in blocks if block.time_emb_proj is not None]
@@ -224,104 +248,15 @@ class UNet(nn.Module):
         return torch.cat(halves, dim=-1).to(self.conv_in.weight)
 
 
-@dataclass(frozen=True)
-class Level:
-    """What one level of the U-Net is made of; it makes its modules."""
+def guidance_waves(guidance: Tensor, channels: int) -> Tensor:
+    """Scales of guidance, less 1 [B] => sinusoids [B, channels], as of a thousand times as large times.
 
-    channels: int
-    layers: int
-    depth: int  # transformer blocks in a transformer
-    heads: int
-    time_channels: int
-    text_channels: int
-    groups: int
-    eps: float
-    linear: bool
-
-    @classmethod
-    def of(cls, config: UNetConfig, index: int) -> Self:
-        return cls(
-            channels=config.block_out_channels[index],
-            layers=config.per_level("layers_per_block")[index],
-            depth=config.per_level("transformer_layers_per_block")[index],
-            heads=config.per_level("attention_head_dim")[index],
-            time_channels=4 * config.block_out_channels[0],
-            text_channels=config.cross_attention_dim,
-            groups=config.norm_num_groups,
-            eps=config.norm_eps,
-            linear=config.use_linear_projection,
-        )
-
-    def resnets(self, widths: Iterable[int]) -> nn.ModuleList:
-        """One residual block for each width of its input."""
-        return nn.ModuleList(
-            ResBlock(width, self.channels, self.groups, self.eps, self.time_channels) for width in widths
-        )
-
-    def transformers(self, count: int) -> nn.ModuleList:
-        return nn.ModuleList(Transformer(self) for _ in range(count))
-
-    def projection(self) -> nn.Linear | nn.Conv2d:
-        width = self.channels
-        return nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
-
-
-class Down(nn.Module):
-    """Residual blocks, each followed by a transformer where the level attends; then half the sides."""
-
-    def __init__(self, level: Level, in_channels: int, attends: bool, downsample: bool):
-        super().__init__()
-        self.resnets = level.resnets([in_channels] + [level.channels] * (level.layers - 1))
-        self.attentions = level.transformers(level.layers if attends else 0)
-        self.downsamplers = nn.ModuleList([Downsample(level.channels, padding=1)] if downsample else [])
-
-    def forward(self, x: Tensor, times: Iterator[Tensor], context: Iterator[KeysValues], skips: list[Tensor]) -> Tensor:
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x, next(times))
-            if self.attentions:
-                x = self.attentions[i](x, context)
-            skips.append(x)
-        for downsample in self.downsamplers:
-            x = downsample(x)
-            skips.append(x)
-        return x
-
-
-class Middle(nn.Module):
-    """Residual block, transformer, residual block, at the coarsest level."""
-
-    def __init__(self, level: Level):
-        super().__init__()
-        self.resnets = level.resnets([level.channels] * 2)
-        self.attentions = level.transformers(1)
-
-    def forward(self, x: Tensor, times: Iterator[Tensor], context: Iterator[KeysValues]) -> Tensor:
-        x = self.resnets[0](x, next(times))
-        x = self.attentions[0](x, context)
-        return self.resnets[1](x, next(times))
-
-
-class Up(nn.Module):
-    """The mirror of Down: every residual block also sees the feature map that the way down left for it."""
-
-    def __init__(self, level: Level, in_channels: int, skips: list[int], attends: bool, upsample: bool):
-        super().__init__()
-        widths = [in_channels] + [level.channels] * (len(skips) - 1)
-        self.resnets = level.resnets(width + skip for width, skip in zip(widths, skips, strict=True))
-        self.attentions = level.transformers(len(skips) if attends else 0)
-        self.upsamplers = nn.ModuleList([Upsample(level.channels)] if upsample else [])
-
-    def forward(self, x: Tensor, times: Iterator[Tensor], context: Iterator[KeysValues], skips: list[Tensor]) -> Tensor:
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(self.join(x, skips.pop()), next(times))
-            if self.attentions:
-                x = self.attentions[i](x, context)
-        for upsample in self.upsamplers:
-            x = upsample(x, skips[-1].shape[-2:])  # not always twice: the way down rounds odd sides up
-        return x
-
-    def join(self, x: Tensor, skip: Tensor) -> Tensor:
-        return torch.cat([x, skip], dim=1)
+    Meng et al. 2023, section 3; Luo et al. 2023. The angles are so large that the order of their rounding shows.
+    """
+    count = channels // 2
+    rate = torch.tensor(10_000.0, device=guidance.device).log() / (count - 1)
+    angles = 1000 * guidance[:, None] * torch.exp(torch.arange(count, device=guidance.device) * -rate)  # [B, count]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class Embedding(nn.Module):
@@ -336,68 +271,9 @@ class Embedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(h)))
 
 
-class Transformer(nn.Module):
-    """Transformer blocks over the pixels of a feature map, between two projections; the whole is residual."""
+class TimeEmbedding(Embedding):
+    """The same of the time; `cond_proj` makes what is added to its sinusoids of those of guidance, if there are any."""
 
-    def __init__(self, level: Level):
-        super().__init__()
-        channels = level.channels
-        # SD 1.x projects pixels by 1x1 convolutions, later models tokens by linear layers: the same map.
-        self.linear = level.linear
-        self.norm = nn.GroupNorm(level.groups, channels, eps=1e-6)  # whatever norm_eps is
-        self.proj_in = level.projection()
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(level) for _ in range(level.depth))
-        self.proj_out = zero(level.projection())
-
-    def forward(self, x: Tensor, context: Iterator[KeysValues]) -> Tensor:
-        sides = x.shape[-2:]
-        h = self.norm(x)
-        h = self.proj_in(tokens(h)) if self.linear else tokens(self.proj_in(h))  # [B, h w, C]
-        for block in self.transformer_blocks:
-            h = block(h, next(context))
-        h = pixels(self.proj_out(h), sides) if self.linear else self.proj_out(pixels(h, sides))
-        return x + h
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward; each normalised before and residual."""
-
-    def __init__(self, level: Level):
-        super().__init__()
-        channels = level.channels
-        self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, level.heads)
-        self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = Attention(channels, level.heads, level.text_channels)
-        self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
-
-    def forward(self, x: Tensor, context: KeysValues) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
-
-
-class FeedForward(nn.Module):
-    """The gated MLP, GEGLU (Shazeer 2020), four times as wide as the tokens."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        wide = 4 * channels
-        # The Identity stands where diffusers has a dropout, to keep the key names.
-        self.net = nn.Sequential(GEGLU(channels, wide), nn.Identity(), nn.Linear(wide, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class GEGLU(nn.Module):
-    """value * gelu(gate), both linear in x."""
-
-    def __init__(self, channels: int, out_channels: int):
-        super().__init__()
-        self.proj = nn.Linear(channels, 2 * out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+    def __init__(self, channels: int, out_channels: int, guidance_channels: int | None):
+        super().__init__(channels, out_channels)
+        self.cond_proj = nn.Linear(guidance_channels, channels, bias=False) if guidance_channels else None

@@ -8,9 +8,10 @@ from pathlib import Path
 import models
 import pytest
 import torch
-from diffusers import DiffusionPipeline
-from networks import relative_error
+from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
+from networks import randomize, relative_error
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from benchmarks.difference import difference
 from diffusion.checkpoint import load_model, save_model
@@ -18,6 +19,7 @@ from diffusion.conditioning import Conditioning, encode, join
 from diffusion.model import Model
 from diffusion.pipeline import Pipeline
 from diffusion.request import Request
+from diffusion.single_file import save_single_file
 
 PROMPT, NEGATIVE = "a red apple beside a blue star", "a green apple"
 
@@ -31,10 +33,13 @@ def theirs_of(folder: Path) -> DiffusionPipeline:
 def picture(library: DiffusionPipeline, pipeline: Pipeline, request: Request) -> tuple[Image.Image, Image.Image]:
     """Ours and theirs, from the same noise."""
     (ours,) = pipeline.generate([request])
+    negative = {"negative_prompt": request.negative} if request.negative else {}
+    generator = torch.Generator().manual_seed(request.seed)
     theirs = library(
         request.prompt,
-        negative_prompt=request.negative or None,
-        latents=pipeline.noise(ours.request)(),
+        **negative,
+        latents=torch.randn(pipeline.shape(ours.request), generator=generator),
+        generator=generator,
         num_inference_steps=request.steps,
         guidance_scale=request.guidance,
         width=request.width,
@@ -87,6 +92,39 @@ def test_saved_folder_is_the_same_model_to_us_and_to_diffusers(
     library = theirs_of(tmp_path / "again")
     assert type(library) is type(theirs_of(sd_folder(kind)))
     assert difference(*picture(library, Pipeline(again), request)).within_rounding
+
+
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_distilled_networks_are_told_the_guidance(sd_folder: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
+    library = theirs_of(sd_folder(kind))
+    library.unet = UNet2DConditionModel.from_config(library.unet.config, time_cond_proj_dim=32)
+    randomize(library.unet)
+    library.scheduler = LCMScheduler.from_config(library.scheduler.config, original_inference_steps=20)
+    if kind == "sd1":
+        library = LatentConsistencyModelPipeline(**library.components, requires_safety_checker=False)
+        library.set_progress_bar_config(disable=True)
+    library.save_pretrained(tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs")
+    if kind == "sd1":  # diffusers' values of that pipeline
+        assert (model.defaults.steps, model.defaults.guidance, model.defaults.sampler) == (4, 8.5, "lcm")
+    save_model(tmp_path / "ours", *parts(model))
+    assert load_model(tmp_path / "ours").defaults == model.defaults
+    save_single_file(tmp_path / "named.safetensors", model)
+    save_file(load_file(tmp_path / "named.safetensors"), tmp_path / "bare.safetensors")  # without our metadata
+    bare = load_model(tmp_path / "bare.safetensors", tokenizer=tmp_path / "ours")
+    assert bare.unet.config.time_cond_proj_dim == 32
+    assert (bare.defaults.steps, bare.defaults.sampler, bare.noise.config.sampler) == (4, "lcm", "lcm")
+
+    pipeline, ours = Pipeline(model), []
+    for guidance in (1.0, 8.5):
+        request = Request(PROMPT, seed=1, steps=6, width=24, height=16, guidance=guidance, sampler="lcm")
+        for other in (library, theirs_of(tmp_path / "ours")):
+            found = difference(*picture(other, pipeline, request))
+            assert found.within_rounding, (guidance, found)
+        ours += pipeline.generate([request, replace(request, negative=NEGATIVE)])
+    assert ours[0].image.tobytes() == ours[1].image.tobytes() != ours[2].image.tobytes()
+    with pytest.raises(ValueError, match="imitates guidance at every step"):
+        pipeline.resolve(replace(request, guidance_rescale=0.5))
 
 
 def parts(model: Model) -> tuple:

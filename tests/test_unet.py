@@ -4,12 +4,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from networks import randomize, relative_error, starved
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.nn.parallel import DistributedDataParallel
 
-from diffusion.conditioning import Conditioning
+from diffusion.conditioning import Conditioning, stack
 from diffusion.unet import UNet, UNetConfig
 
 SD1 = UNetConfig(
@@ -40,6 +40,8 @@ CONFIGS = {
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         norm_eps=1e-4, flip_sin_to_cos=False, freq_shift=1,
     ),
+    "distilled": replace(TINY, time_cond_proj_dim=10),
+    "distilled xl": replace(XL, time_cond_proj_dim=8),
     "one level": replace(
         TINY, block_out_channels=(8,), down_block_types=("DownBlock2D",),
         up_block_types=("CrossAttnUpBlock2D",),
@@ -55,10 +57,11 @@ def inputs(
     x = torch.randn(batch, config.in_channels, *sides, generator=generator)
     t = torch.rand(batch, generator=generator) * 999
     tokens = torch.randn(batch, 5, config.cross_attention_dim, generator=generator)
+    text = stack(*(Conditioning(row[None]).guided(scale) for row, scale in zip(tokens, (7.5, 1, 2.3), strict=False)))
     if config.addition_embed_type is None:
-        return x, t, Conditioning(tokens)
+        return x, t, text
     pooled = torch.randn(batch, POOLED, generator=generator)
-    return x, t, Conditioning(tokens, pooled).sized(768, 1344)
+    return x, t, replace(text, pooled=pooled).sized(768, 1344)
 
 
 def random_unet(config: UNetConfig) -> UNet:
@@ -77,7 +80,10 @@ def test_same_output_as_diffusers(config, sides):
     ours.load_state_dict(theirs.state_dict())
     x, t, text = inputs(config, sides=sides)
     added = {"text_embeds": text.pooled, "time_ids": text.sizes}
-    expected = theirs(x, t, text.tokens, added_cond_kwargs=added).sample
+    told = None
+    if (channels := config.time_cond_proj_dim) is not None:
+        told = StableDiffusionPipeline.get_guidance_scale_embedding(None, text.guidance, channels)
+    expected = theirs(x, t, text.tokens, timestep_cond=told, added_cond_kwargs=added).sample
     assert relative_error(ours(x, t, text), expected) < 1e-5
 
 
@@ -101,6 +107,13 @@ def test_context_stands_for_the_text(config):
     assert all(tensor.shape[0] == 3 and tensor.shape[2] == 5 for pair in context.keys_values for tensor in pair)
     others = replace(text, tokens=-text.tokens)
     assert relative_error(network(x, t, network.context(others)), network(x, t, text)) > 1e-3
+
+
+@torch.no_grad()
+def test_a_distilled_network_heeds_the_guidance_that_it_is_told():
+    network = random_unet(CONFIGS["distilled"])
+    x, t, text = inputs(CONFIGS["distilled"])
+    assert relative_error(network(x, t, text.guided(7.5)), network(x, t, text.guided(2))) > 1e-2
 
 
 @torch.no_grad()
@@ -195,6 +208,7 @@ def test_defaults_are_those_of_diffusers():
     ({"up_block_types": ["AttnUpBlock2D"] * 2}, "up_block_types with 'AttnUpBlock2D'"),
     ({"block_out_channels": [8, 18]}, "norm_num_groups=4"),
     ({"block_out_channels": [9, 18], "norm_num_groups": 9}, "even"),
+    ({"time_cond_proj_dim": 7}, "time_cond_proj_dim=7"),
     ({"surprise": 1}, "surprise=1"),
     ({"_class_name": "UNet2DModel"}, "UNet2DModel"),
 ])

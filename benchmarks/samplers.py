@@ -17,7 +17,7 @@ from diffusion.checkpoint import load_model
 from diffusion.noise import Noise
 from diffusion.pipeline import Pipeline
 from diffusion.request import Request
-from diffusion.samplers import SAMPLERS
+from diffusion.samplers import SAMPLERS, options
 from diffusion.schedulers import NoiseConfig
 from diffusion.single_file import save_single_file
 
@@ -44,6 +44,7 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "deis": ("DEISMultistepScheduler", {}),
     "uni_pc": ("UniPCMultistepScheduler", {}),
     "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
 }
 
 
@@ -114,6 +115,7 @@ def _differences(ours: Mapping[str, Pipeline], library: Any, sampler: str) -> di
         generator=generator,
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
+        eta=options(sampler).get("eta", 0.0),  # their pipelines say 0 where nothing is said, also to TCD
         width=WIDTH,
         height=HEIGHT,
     ).images

@@ -64,6 +64,11 @@ class Noise:
                 return t.floor()
         return t
 
+    def earlier(self, sigma: float, share: float) -> float:
+        """The sigma at a share of sigma's time, cut to a whole one."""
+        time = self.timestep(sigma).float()  # a time of the table's own, between which float64 might fall short of it
+        return self.sigma((share * time).floor()).item()
+
     def quantile(self, q: Tensor) -> Tensor:
         """Training times [B] for numbers q [B] in [0, 1): uniform if q is, and whole ones if discrete."""
         return q * self.steps if self.config.flow else (q * self.steps).long().clamp(max=self.steps - 1)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -200,7 +201,8 @@ class Pipeline:
 
     def sampler(self, request: Resolved) -> Sampler:
         """The sampler, told what the model's configuration and the request say to it."""
-        asked = {option: value for option in OPTIONS if (value := getattr(request, option)) is not None}
+        asked: dict[str, Any] = {"earlier": self.model.noise.earlier}
+        asked |= {option: value for option in OPTIONS if (value := getattr(request, option)) is not None}
         if (request.sampler, request.schedule) == (self.model.noise.config.sampler, "automatic"):
             asked["arrivals"] = arrivals(self.model.noise, request.steps)
         return sampler(request.sampler, self.model.noise.config.options | asked)

@@ -120,6 +120,14 @@ SCHEDULERS: dict[str, Scheduler] = {
         defaults={**K_DIFFUSION, "beta_schedule": "scaled_linear"},
         accepts={"timestep_scaling": (10.0,)},
     ),
+    "TCDScheduler": Scheduler(
+        sampler="tcd",
+        knows=frozenset({"rescale_betas_zero_snr", "original_inference_steps"}),
+        whole_times=True,
+        ignores=frozenset({"timestep_spacing", "steps_offset"}),
+        defaults={**K_DIFFUSION, "beta_schedule": "scaled_linear"},
+        accepts={"clip_sample": (True, False)},  # it clips nothing
+    ),
     "FlowMatchEulerDiscreteScheduler": Scheduler(
         sampler="euler", knows=frozenset({"shift"}), defaults={"prediction_type": "flow_prediction"}
     ),
@@ -246,7 +254,7 @@ class NoiseConfig:
     @property
     def ends_at_zero(self) -> bool:
         """Whether the scheduler's own grid goes down to no noise at all."""
-        if self.scheduler == "DEISMultistepScheduler":
+        if self.scheduler in ("DEISMultistepScheduler", "TCDScheduler"):
             return False
         return self.set_alpha_to_one and self.final_sigmas_type == "zero"
 

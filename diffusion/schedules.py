@@ -158,7 +158,7 @@ def _automatic(noise: Noise, steps: int) -> Tensor:
     last = 0.0 if config.ends_at_zero else noise.sigmas[0].item()
     if config.flow:
         return _end(noise.sigma(_flow_times(noise.steps, config.shift, steps)), last)
-    if config.scheduler == "LCMScheduler":
+    if config.scheduler in ("LCMScheduler", "TCDScheduler"):
         return _end(noise.sigma(_distilled_times(config, steps)), last)
     sigmas = noise.sigma(_spaced_times(config, steps))
     for asked, curve in (

@@ -7,7 +7,7 @@ Lu et al. 2022b is DPM-Solver++.
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -82,6 +82,28 @@ def lcm(
         x = denoise(x, sigma)
         if lower > 0:
             x = x + s_noise * lower * noise()
+    return x
+
+
+def tcd(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    eta: float = 0.3,
+    earlier: Callable[[float, float], float] = lambda sigma, share: share * sigma,
+) -> Tensor:
+    """Strategic stochastic sampling of trajectory consistency models (Zheng et al. 2024).
+
+    Each step goes beyond the next sigma, to 1 - eta of its time, and noise leads back: eta, the paper's gamma, is from
+    0, which is Euler's method, to 1, which is `lcm`. `earlier(sigma, share)` is the sigma at a share of sigma's time.
+    """
+    for sigma, lower in pairwise(levels(sigmas)):
+        beyond = min(lower, earlier(lower, max(0.0, 1 - eta))) if lower > 0 else 0.0
+        x = torch.lerp(denoise(x, sigma), x, beyond / sigma)
+        if beyond < lower:
+            x = x + math.sqrt(lower**2 - beyond**2) * noise()
     return x
 
 

@@ -68,7 +68,7 @@ def sample(config: NoiseConfig, steps: int, **asked: float) -> Tensor:
     sigmas = schedule(noise, "automatic", steps)
     denoiser = Denoiser(network, noise, config.prediction_type)
     x = draw() * noise.start(sigmas[0].item())
-    said = config.options | {"arrivals": arrivals(noise, steps)} | asked
+    said = config.options | {"arrivals": arrivals(noise, steps), "earlier": noise.earlier} | asked
     x = sampler(config.sampler, said)(lambda x, sigma: denoiser(x, sigma, None), x, sigmas, draw)
     return x / math.hypot(1, sigmas[-1])
 
@@ -113,6 +113,8 @@ LOOPS = [
     ("PNDMScheduler", {"timestep_spacing": "leading", "prediction_type": "v_prediction"}),
     ("LCMScheduler", {}),
     ("LCMScheduler", {"clip_sample": True, "clip_sample_range": 0.3}),
+    ("TCDScheduler", {}),
+    ("TCDScheduler", {"prediction_type": "v_prediction", "original_inference_steps": 40}),
     ("FlowMatchEulerDiscreteScheduler", {"prediction_type": "flow_prediction", "shift": 3.0}),
 ]  # fmt: skip
 
@@ -125,9 +127,10 @@ def test_each_scheduler_of_diffusers_makes_the_same(name: str, settings: dict) -
         assert (ours - theirs).norm() < 1e-4 * theirs.norm(), steps
 
 
-@pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_ddim_adds_as_much_noise_as_asked(eta: float) -> None:
-    config = NoiseConfig("DDIMScheduler", timestep_spacing="leading", **STABLE_DIFFUSION)
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "TCDScheduler"])
+def test_ddim_and_tcd_add_as_much_noise_as_asked(name: str, eta: float) -> None:
+    config = NoiseConfig(name, timestep_spacing="leading", **STABLE_DIFFUSION)
     ours, theirs = sample(config, 10, eta=eta), sample_with_diffusers(config, 10, eta=eta)
     assert (ours - theirs).norm() < 1e-4 * theirs.norm()
 
@@ -240,6 +243,8 @@ def test_golden_pictures(name: str, golden: list[float]) -> None:
 @pytest.mark.parametrize(
     ("stochastic", "asked", "other"),
     [
+        ("tcd", {"eta": 0.0}, "euler"),
+        ("tcd", {"eta": 1.0}, "lcm"),
         ("euler_ancestral", {"eta": 0.0}, "euler"),
         ("ddim", {"eta": 1.0}, "ddpm"),
         ("dpm_2_ancestral", {"eta": 0.0}, "dpm_2"),
@@ -312,7 +317,8 @@ def truth() -> dict[float, Tensor]:
     return {start: fine[start] + (fine[start] - coarse[start]) / 3 for start in fine}
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])  # its steps are a consistency model's
+# The others' steps are consistency models'.
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("lcm", "tcd")])
 def test_samples_have_the_mixtures_distribution(name: str) -> None:
     count, steps = 10_000, 200 if name in ("euler", "euler_ancestral", "ddim", "ddpm") else 80
     generator = torch.Generator().manual_seed(0)

@@ -80,7 +80,7 @@ def judge(run: Path, pictures: EmojiDataset, part: str, recipe: Recipe) -> tuple
     data = prepare(
         pictures, model.autoencoder, model.text_encoders, model.tokenizers, model.reading, DRAWS, SEED, run / part
     )
-    objective = Loss(model.noise, model.noise.config.prediction_type)
+    objective = Loss(model.noise)
     rows = []
     for i in range(len(pictures)):
         draws = [generator(SEED, i * DRAWS + k) for k in range(DRAWS)]

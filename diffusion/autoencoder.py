@@ -34,6 +34,8 @@ class AutoencoderConfig(Config):
     use_post_quant_conv: bool = True
     scaling_factor: float = 0.18215
     shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None  # of each channel, before it is scaled; with the next or not at all
+    latents_std: tuple[float, ...] | None = None
     sample_size: int = 32  # pixels a side in training
 
     CLASS: ClassVar[str] = "AutoencoderKL"
@@ -41,11 +43,16 @@ class AutoencoderConfig(Config):
         "down_block_types": "DownEncoderBlock2D",
         "up_block_types": "UpDecoderBlock2D",
     }
-    FIXED: ClassVar[Mapping[str, Any]] = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
+    FIXED: ClassVar[Mapping[str, Any]] = {"act_fn": "silu"}
     IGNORED: ClassVar[frozenset[str]] = frozenset({"force_upcast"})  # the caller chooses the dtype
 
     def __post_init__(self) -> None:
         self.check_groups(self.block_out_channels, self.norm_num_groups)
+        counts = [self.latent_channels if each is None else len(each) for each in (self.latents_mean, self.latents_std)]
+        one_alone = (self.latents_mean is None) != (self.latents_std is None)
+        if one_alone or counts != [self.latent_channels] * 2 or min(self.latents_std or (1,)) <= 0:
+            raise ValueError(f"latents_mean={self.latents_mean} with latents_std={self.latents_std} is not supported; "
+                             f"expected {self.latent_channels} numbers in each, the latter above 0, or neither.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -91,7 +98,8 @@ class Autoencoder(nn.Module):
 
     def scale(self, z: Tensor) -> Tensor:
         """z as `moments` describes it => latents, near unit variance."""
-        return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+        mean, factor = self._units(z)
+        return (z - mean) * factor
 
     def encode(self, images: Tensor) -> Tensor:
         """images => latents: the scaled posterior mean."""
@@ -100,10 +108,20 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents => images, near [-1, 1] but not clamped."""
-        z = latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
+        mean, factor = self._units(latents)
+        z = latents / factor + mean
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
         return self.decoder(z)
+
+    def _units(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """What z has as its mean, and what it is multiplied by; numbers, or [C, 1, 1]."""
+        config = self.config
+        mean, factor = config.shift_factor or 0.0, config.scaling_factor
+        if config.latents_mean is None:
+            return mean, factor
+        means, spreads = (like.new_tensor(each)[:, None, None] for each in (config.latents_mean, config.latents_std))
+        return mean + means, factor / spreads
 
 
 class PixelSpace(nn.Module):

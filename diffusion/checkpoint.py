@@ -13,7 +13,7 @@ from diffusion.folder import save_folder as save_model
 from diffusion.hub import cached, download, is_name, name_of
 from diffusion.model import Defaults, Model
 from diffusion.noise import Noise
-from diffusion.single_file import load_single_autoencoder, load_single_file, scaling_factor_of
+from diffusion.single_file import load_single_autoencoder, load_single_file, scale_of
 
 __all__ = ["DEFAULT_MODEL", "SHIPPED", "Defaults", "Model", "find_model", "load_model", "save_model"]
 
@@ -95,7 +95,7 @@ def with_autoencoder(model: Model, path: Path, dtype: torch.dtype | None = torch
         autoencoder = load_autoencoder(files, "vae" if (path / "vae").is_dir() else "", dtype)
         found = {f"vae/{Path(name).name}": sum for name, sum in files.hashes.items()}
     elif path.is_file():
-        autoencoder, sum = load_single_autoencoder(path, scaling_factor_of(model), dtype)
+        autoencoder, sum = load_single_autoencoder(path, scale_of(model), dtype)
         found = {f"vae/{path.name}": sum}
     else:
         raise ValueError(f"There is no autoencoder {str(path)!r}; give the path of a folder or a file.")

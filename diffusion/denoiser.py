@@ -14,27 +14,28 @@ import torch
 from torch import Tensor
 
 from diffusion.noise import Noise
+from diffusion.schedulers import NoiseConfig
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]  # (x [B, C, h, w], t [B], text) => [B, C, h, w]
 
-# prediction type: what F is, and sigma => (c_in, c_skip, c_out)
-PREDICTION_TYPES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+# What F is (`NoiseConfig.predicts`), and (sigma, the spread d of x0) => (c_in, c_skip, c_out). But in EDM, d is 1.
+PREDICTION_TYPES: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor, Tensor]]] = {
     # eps (Ho et al. 2020)
-    "epsilon": lambda s: (1 / (1 + s**2).sqrt(), torch.ones_like(s), -s),
-    # (eps - sigma * x0) / sqrt(1 + sigma^2) (Salimans & Ho 2022, appendix D)
-    "v_prediction": lambda s: (1 / (1 + s**2).sqrt(), 1 / (1 + s**2), -s / (1 + s**2).sqrt()),
+    "epsilon": lambda s, d: (1 / (1 + s**2).sqrt(), torch.ones_like(s), -s),
+    # (d * eps - sigma * x0 / d) / sqrt(d^2 + sigma^2) (Salimans & Ho 2022, appendix D)
+    "v_prediction": lambda s, d: (1 / (d**2 + s**2).sqrt(), d**2 / (d**2 + s**2), -d * s / (d**2 + s**2).sqrt()),
+    # v with its sign changed (Karras et al. 2022, table 1)
+    "edm_prediction": lambda s, d: (1 / (d**2 + s**2).sqrt(), d**2 / (d**2 + s**2), d * s / (d**2 + s**2).sqrt()),
     # x0
-    "sample": lambda s: (1 / (1 + s**2).sqrt(), torch.zeros_like(s), torch.ones_like(s)),
+    "sample": lambda s, d: (1 / (1 + s**2).sqrt(), torch.zeros_like(s), torch.ones_like(s)),
     # eps - x0 (Liu et al. 2022)
-    "flow_prediction": lambda s: (1 / (1 + s), 1 / (1 + s), -s / (1 + s)),
+    "flow_prediction": lambda s, d: (1 / (1 + s), 1 / (1 + s), -s / (1 + s)),
 }
 
 
-def coefficients(prediction_type: str, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def coefficients(config: NoiseConfig, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """c_in, c_skip and c_out at each sigma, float64, of sigma's shape."""
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type is {prediction_type!r}; expected {' or '.join(PREDICTION_TYPES)}.")
-    return PREDICTION_TYPES[prediction_type](sigma.to(torch.float64))
+    return PREDICTION_TYPES[config.predicts](sigma.to(torch.float64), config.sigma_data)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,6 @@ class Denoiser:
 
     network: Any  # a Network that may also have `context(text)`
     noise: Noise
-    prediction_type: str
     dtype: torch.dtype = torch.float32
 
     def __call__(self, x: Tensor, sigma: Tensor | float, text: Any, copies: int = 1) -> Tensor:
@@ -53,7 +53,7 @@ class Denoiser:
         a view, whose stride tells the network that they are equal.
         """
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
-        c_in, c_skip, c_out = (c.item() for c in coefficients(self.prediction_type, sigma))
+        c_in, c_skip, c_out = (c.item() for c in coefficients(self.noise.config, sigma))
         time = self.noise.timestep(sigma).item()
         noisy, x = (h.expand(copies, *h.shape).flatten(0, 1) for h in ((c_in * x).to(self.dtype), x))
         t = torch.full(x.shape[:1], time, dtype=torch.float32)  # [B], on the CPU: to look at it waits for no device
@@ -73,13 +73,12 @@ class Loss:
     """
 
     noise: Noise
-    prediction_type: str
     min_snr_gamma: float | None = None
 
     def __call__(self, network: Network, x0: Tensor, eps: Tensor, t: Tensor, text: Any) -> Tensor:
         """The loss [B] for clean latents x0 and noise eps [B, C, h, w], at times t [B] (`Noise.quantile`)."""
         sigma = self.noise.sigma(t)  # [B]
-        c_in, c_skip, c_out = (per_sample(c, x0) for c in coefficients(self.prediction_type, sigma))
+        c_in, c_skip, c_out = (per_sample(c, x0) for c in coefficients(self.noise.config, sigma))
         x = x0 + per_sample(sigma, x0) * eps
         target = (x0 - c_skip * x) / c_out  # Karras et al. 2022, equation 8
         prediction = network(c_in * x, t.to(x0.device), text)

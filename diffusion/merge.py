@@ -131,7 +131,7 @@ def check_alike(model: Model, other: Model) -> None:
                     f"{model.name} and {other.name} cannot be merged: {key} of the {name} "
                     f"is {one.get(key, 'not there')} in the one, {two.get(key, 'not there')} in the other."
                 )
-    predicted = [each.noise.config.prediction_type for each in (model, other)]
+    predicted = [each.noise.config.predicts for each in (model, other)]
     if predicted[0] != predicted[1]:
         raise ValueError(f"{model.name} and {other.name} cannot be merged: they predict {' and '.join(predicted)}.")
 

@@ -1,8 +1,8 @@
 """The noise process: sigma is the only time coordinate.
 
 A noised sample is x = x0 + sigma * eps ("variance exploding"). What a network was trained on is an adapter:
-discrete betas as DDPM's (Ho et al. 2020), with sigma = sqrt((1 - abar) / abar), or rectified flow (Liu et al.
-2022), with sigma = t / (1 - t).
+discrete betas as DDPM's (Ho et al. 2020), with sigma = sqrt((1 - abar) / abar), rectified flow (Liu et al. 2022), with
+sigma = t / (1 - t), or EDM (Karras et al. 2022), with sigma = exp(4 t).
 """
 
 import math
@@ -20,7 +20,8 @@ class Noise:
     """One noise process.
 
     `sigmas` is its table, float64 [T], increasing. A time t is what the network is fed: a number from 0 to T,
-    whole in training if the process is discrete, T times the flow's own t if it is a flow.
+    whole in training if the process is discrete, T times the flow's own t if it is a flow; EDM's t is a quarter of log
+    sigma, and its table has T of them at even distances.
     """
 
     def __init__(self, config: NoiseConfig) -> None:
@@ -29,6 +30,9 @@ class Noise:
         if config.flow:
             t = torch.arange(1, self.steps + 1, dtype=torch.float64)
             self.sigmas = self.sigma(t)
+        elif config.edm:
+            lowest, highest = math.log(config.sigma_min), math.log(config.sigma_max)
+            self.sigmas = torch.linspace(lowest, highest, self.steps, dtype=torch.float64).exp()
         else:
             abar = torch.cumprod(1 - betas(config), dim=0)
             if config.rescale_betas_zero_snr:  # a floor that falls by as much a step keeps sigmas increasing
@@ -42,6 +46,8 @@ class Noise:
         if self.config.flow:
             t = (t / self.steps).clamp(max=FLOW_END)
             return t / (1 - t)
+        if self.config.edm:
+            return (4 * t).exp()
         return interpolate(t, self.sigmas.to(t.device))
 
     def timestep(self, sigma: Tensor | float) -> Tensor:
@@ -53,6 +59,8 @@ class Noise:
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         if self.config.flow:
             return self.steps * sigma / (1 + sigma)
+        if self.config.edm:
+            return sigma.log() / 4  # c_noise of Karras et al. 2022, table 1
         knots = self.log_sigmas.to(sigma.device)
         log = sigma.log().clamp(knots[0], knots[-1])
         low = (torch.searchsorted(knots, log, right=True) - 1).clamp(max=self.steps - 2)
@@ -65,12 +73,17 @@ class Noise:
         return t
 
     def earlier(self, sigma: float, share: float) -> float:
-        """The sigma at a share of sigma's time, cut to a whole one."""
+        """The sigma at a share of sigma's time, cut to a whole one; EDM's time has no beginning to count from."""
+        if self.config.edm:
+            return share * sigma
         time = self.timestep(sigma).float()  # a time of the table's own, between which float64 might fall short of it
         return self.sigma((share * time).floor()).item()
 
     def quantile(self, q: Tensor) -> Tensor:
         """Training times [B] for numbers q [B] in [0, 1): uniform if q is, and whole ones if discrete."""
+        if self.config.edm:
+            first, last = self.timestep(self.sigmas[[0, -1]]).tolist()
+            return first + q * (last - first)
         return q * self.steps if self.config.flow else (q * self.steps).long().clamp(max=self.steps - 1)
 
     def start(self, sigma: float) -> float:
@@ -81,7 +94,8 @@ class Noise:
         if self.config.flow:
             return 1 + sigma  # so that the network, which sees x / (1 + sigma), is given the noise itself
         whole_times = SCHEDULERS[self.config.scheduler].whole_times
-        return math.hypot(1, sigma) if whole_times or self.config.timestep_spacing == "leading" else sigma
+        spread = whole_times or self.config.edm or self.config.timestep_spacing == "leading"
+        return math.hypot(1, sigma) if spread else sigma
 
 
 def betas(config: NoiseConfig) -> Tensor:

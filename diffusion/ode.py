@@ -183,11 +183,10 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoi
     `midpoint`, all along it). The last step is of order 1 if it ends at 0, which lambda never reaches, or if there
     are fewer than 15.
     """
-    grid = levels(sigmas)
-    steps, h, previous = len(grid) - 1, 0.0, x
-    for i, (sigma, lower) in enumerate(pairwise(grid)):
+    steps, h, previous = len(sigmas) - 1, 0.0, x  # as in `deis`
+    for i, (sigma, lower) in enumerate(pairwise(levels(sigmas))):
         x0 = towards = denoise(x, sigma)
-        if i > 0 and not (i == steps - 1 and (lower == 0 or steps < FEW)):
+        if i > 0 and lower > 0 and not (i == steps - 1 and steps < FEW):
             slope, length = (x0 - previous) / h, math.log(sigma / lower)
             towards = x0 + (length / 2 if midpoint else length * slope_share(length)) * slope
         x = torch.lerp(towards, x, lower / sigma)
@@ -203,7 +202,7 @@ def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoi
     than 15; the first is of order 1, and so is the last of those and one that ends at 0.
     """
     grid = levels(sigmas)
-    x0s, lengths, steps = deque[Tensor](maxlen=3), deque[float](maxlen=2), len(grid) - 1
+    x0s, lengths, steps = deque[Tensor](maxlen=3), deque[float](maxlen=2), len(sigmas) - 1  # as in `deis`
     for i, (sigma, lower) in enumerate(pairwise(grid)):
         x0s.appendleft(denoise(x, sigma))
         order = min(len(x0s), steps - i) if steps < FEW else len(x0s)

@@ -96,7 +96,7 @@ class Pipeline:
             autoencoder, unet = accelerate(autoencoder), accelerate(unet)
         self.autoencoder = autoencoder
         self.inpaints = unet.config.in_channels > autoencoder.channels  # is shown a mask and an image beside x
-        self.denoiser = Denoiser(unet, model.noise, model.noise.config.prediction_type, dtype)
+        self.denoiser = Denoiser(unet, model.noise, dtype)
         self.adapters = Adapters(model, loras)
         self._adapted: tuple[tuple[Lora, ...], Pipeline] | None = None
 

@@ -29,6 +29,15 @@ class Scheduler:
 CURVES = frozenset({"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"})
 CLIP = frozenset({"clip_sample", "clip_sample_range"})
 K_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}  # the defaults of some that come from there
+# What EDM's schedulers do not have, and what they alone have.
+DISCRETE = frozenset({"beta_start", "beta_end", "beta_schedule", "trained_betas", "timestep_spacing", "steps_offset"})
+EDM = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho"})
+MULTISTEP_ACCEPTS: dict[str, tuple[Any, ...]] = {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_order": (1, 2, 3),
+    "solver_type": ("midpoint", "heun"),
+    "lower_order_final": (True,),
+}
 
 SCHEDULERS: dict[str, Scheduler] = {
     "EulerDiscreteScheduler": Scheduler(
@@ -48,12 +57,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         | {"rescale_betas_zero_snr", "final_sigmas_type", "algorithm_type", "solver_order", "solver_type"},
         whole_times=True,
         skips_last=True,
-        accepts={
-            "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-            "solver_order": (1, 2, 3),
-            "solver_type": ("midpoint", "heun"),
-            "lower_order_final": (True,),
-        },
+        accepts=MULTISTEP_ACCEPTS,
     ),
     "DPMSolverSinglestepScheduler": Scheduler(
         sampler="dpmpp_2s",
@@ -128,6 +132,17 @@ SCHEDULERS: dict[str, Scheduler] = {
         defaults={**K_DIFFUSION, "beta_schedule": "scaled_linear"},
         accepts={"clip_sample": (True, False)},  # it clips nothing
     ),
+    "EDMEulerScheduler": Scheduler(
+        sampler="euler", knows=EDM | {"final_sigmas_type"}, ignores=DISCRETE, defaults={"sigma_data": 0.5},
+        accepts={"prediction_type": ("epsilon", "v_prediction")},
+    ),
+    "EDMDPMSolverMultistepScheduler": Scheduler(
+        sampler="dpmpp_2m",
+        knows=EDM | {"final_sigmas_type", "algorithm_type", "solver_order", "solver_type"},
+        ignores=DISCRETE,
+        defaults={"sigma_data": 0.5},
+        accepts={**MULTISTEP_ACCEPTS, "prediction_type": ("epsilon", "v_prediction")},
+    ),
     "FlowMatchEulerDiscreteScheduler": Scheduler(
         sampler="euler", knows=frozenset({"shift"}), defaults={"prediction_type": "flow_prediction"}
     ),
@@ -196,6 +211,11 @@ class NoiseConfig:
     clip_sample_range: float = 1.0
     original_inference_steps: int = 50  # the times that a consistency model was distilled at
     shift: float = 1.0  # of the flow's times (Esser et al. 2024, equation 23)
+    sigma_min: float = 0.002  # these five are EDM's alone (Karras et al. 2022)
+    sigma_max: float = 80.0
+    sigma_data: float = 1.0  # the spread of x0
+    sigma_schedule: str = "karras"  # karras | exponential
+    rho: float = 7.0  # of equation 5
 
     def __post_init__(self) -> None:
         _one_of("scheduler", self.scheduler, SCHEDULERS)
@@ -209,9 +229,15 @@ class NoiseConfig:
             if key in _fields(self.scheduler):
                 _one_of(f"{key} of {self.scheduler}", getattr(self, key), allowed)
         multistep = (self.algorithm_type, self.solver_order)
-        if self.scheduler == "DPMSolverMultistepScheduler" and multistep not in MULTISTEP:
+        if self.multistep and multistep not in MULTISTEP:
             raise ValueError(
                 f"solver_order is {self.solver_order} with algorithm_type {self.algorithm_type!r}; expected 1 or 2."
+            )
+        _one_of("sigma_schedule", self.sigma_schedule, ("karras", "exponential"))
+        if not 0 < self.sigma_min < self.sigma_max or self.sigma_data <= 0 or self.rho <= 0:
+            raise ValueError(
+                f"sigma_min is {self.sigma_min}, sigma_max {self.sigma_max}, sigma_data {self.sigma_data} and rho "
+                f"{self.rho}; expected numbers above 0, and a sigma_max above sigma_min."
             )
         if self.use_karras_sigmas + self.use_exponential_sigmas + self.use_beta_sigmas > 1:
             raise ValueError(f"More than one of {', '.join(sorted(CURVES))} is true; expected one at most.")
@@ -228,9 +254,23 @@ class NoiseConfig:
         return self.scheduler == "FlowMatchEulerDiscreteScheduler"
 
     @property
+    def edm(self) -> bool:
+        return "sigma_data" in SCHEDULERS[self.scheduler].knows
+
+    @property
+    def multistep(self) -> bool:
+        """Whether it is one of the schedulers that are several samplers in one: those of MULTISTEP."""
+        return "algorithm_type" in SCHEDULERS[self.scheduler].knows
+
+    @property
+    def predicts(self) -> str:
+        """What the network predicts, in the names of `denoiser`: EDM's files say epsilon of the paper's own F."""
+        return "edm_prediction" if self.edm and self.prediction_type == "epsilon" else self.prediction_type
+
+    @property
     def sampler(self) -> str:
         """The name of the sampler that the configuration's scheduler corresponds to."""
-        if self.scheduler == "DPMSolverMultistepScheduler":
+        if self.multistep:
             return MULTISTEP[self.algorithm_type, self.solver_order]
         if self.scheduler in ("DPMSolverSinglestepScheduler", "DEISMultistepScheduler") and self.solver_order == 1:
             return "ddim"
@@ -241,7 +281,7 @@ class NoiseConfig:
         """What the samplers that know it are told: as in diffusers, where one scheduler's file opens as another's."""
         knows = SCHEDULERS[self.scheduler].knows
         said: dict[str, Any] = {}
-        if "solver_order" in knows and self.scheduler != "DPMSolverMultistepScheduler":
+        if "solver_order" in knows and not self.multistep:
             said["order"] = self.solver_order
         if "solver_type" in knows:
             said["midpoint"] = self.solver_type == "midpoint"

@@ -5,6 +5,7 @@ They end at 0, but for those that say otherwise.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -113,6 +114,8 @@ def _sgm_uniform(noise: Noise, steps: int) -> Tensor:
 
 
 def _times(noise: Noise) -> tuple[float, float]:
+    if noise.config.edm:
+        return noise.timestep(noise.sigmas[-1]).item(), noise.timestep(noise.sigmas[0]).item()
     first = 1.0 if noise.config.flow else 0.0  # the flow's time 0 is sigma 0 itself
     return noise.steps - 1 + first, first
 
@@ -160,6 +163,10 @@ def _automatic(noise: Noise, steps: int) -> Tensor:
         return _end(noise.sigma(_flow_times(noise.steps, config.shift, steps)), last)
     if config.scheduler in ("LCMScheduler", "TCDScheduler"):
         return _end(noise.sigma(_distilled_times(config, steps)), last)
+    if config.edm:
+        curve = partial(karras, rho=config.rho) if config.sigma_schedule == "karras" else exponential
+        sigmas = curve(config.sigma_max, config.sigma_min, steps)
+        return _end(sigmas, 0.0 if config.ends_at_zero else sigmas[-1].item())
     sigmas = noise.sigma(_spaced_times(config, steps))
     for asked, curve in (
         (config.use_karras_sigmas, karras),

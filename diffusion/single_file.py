@@ -4,10 +4,9 @@
     first_stage_model.           the autoencoder
     cond_stage_model. (1.x, 2.x), conditioner.embedders. (XL)   text encoders, named by transformers or by open_clip
 
-Configurations are told from the weights' names and shapes. The noise process leaves no trace there: it is Stable
-Diffusion's own, with the prediction type that the file's metadata or a mark among its weights tell, or the rule of
-its kind. What was saved here has all configurations in its metadata. No vocabulary is there: `diffusion.vocabulary`
-finds one.
+Configurations are told from the weights' names and shapes. The noise process leaves no trace there: `diffusion.marks`
+finds what else tells of it. What was saved here has all configurations in its metadata. No vocabulary is there:
+`diffusion.vocabulary` finds one.
 """
 
 import json
@@ -27,6 +26,7 @@ from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
 from diffusion.conditioning import PLAIN, SIZES, XL, Reading
 from diffusion.config import checked
 from diffusion.folder import faults_of
+from diffusion.marks import MARKS, latents, marks_of, noise_config
 from diffusion.model import CONSISTENCY, Defaults, Model
 from diffusion.noise import Noise
 from diffusion.original import autoencoder_names, original_name, original_names
@@ -45,12 +45,6 @@ XL_CLIP_L, XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.e
 OPEN_CLIPS = (OPEN_CLIP, XL_OPEN_CLIP)
 REFINER = "conditioner.embedders.0.model."
 CONFIG = "oboro"  # the key of our metadata
-# What published files have in common, beside num_train_timesteps.
-STABLE_DIFFUSION: dict[str, Any] = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
-}  # fmt: skip
-# Training with v-prediction spread the biases of a certain norm wider: so ComfyUI, too, tells the kinds of 2.x apart.
-V_SPREAD = 0.09
 SD2_V_SAMPLE_SIZE = 96
 FACTOR = 8  # pixels a latent side, in all that is published
 PIXEL_ATTENTION = ".attn_1."
@@ -58,7 +52,6 @@ UNUSED = ("loss.", "model_ema.")  # what training leaves in a file
 OTHERS = {  # what else a file may be, by a part of a name in it
     "lora_": "is a LoRA, which changes a model and is none by itself",
     "control_model.": "is a ControlNet, which is no model by itself",
-    "edm_": "has EDM's noise process, which is not done here",
     "double_blocks.": "is a model of FLUX's kind; give a folder that diffusers opens",
     "joint_blocks.": "is a Stable Diffusion 3; give a folder that diffusers opens",
     REFINER: "is XL's refiner, which finishes another model's pictures; give the base model",
@@ -109,7 +102,10 @@ def load_single_file(
         place.check(entries[prefix], path)
 
     states: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in entries}
+    marks: dict[str, Tensor] = {}
     for name, tensor in file.tensors():
+        if name in MARKS:
+            marks[name] = tensor
         for prefix, state in states.items():
             if name.startswith(prefix):
                 wanted = dtype if prefix == UNET else others
@@ -122,7 +118,12 @@ def load_single_file(
             text_encoder_of(config, _text_state(prefix, states.pop(prefix)), path).eval()
             for prefix, config in zip(kind.text, texts, strict=True)
         ]
-        noise = Noise(_noise_config(kind, file, unet, said, prediction_type))
+        if "scheduler" in said:
+            noise = Noise(_noise_config(said, prediction_type))
+        else:
+            noise = Noise(noise_config(marks, file.metadata, unet, kind is SD2, prediction_type))
+        if vae is not None and not said.get("vae"):
+            vae.config = replace(vae.config, **latents(marks))
         if kind is SD2 and not said and noise.config.prediction_type == "v_prediction":
             unet.config = replace(unet.config, sample_size=SD2_V_SAMPLE_SIZE)
         size = (unet.config.sample_size or kind.sample_size) * (FACTOR if vae is None else vae.factor)
@@ -136,11 +137,11 @@ def load_single_file(
 
 
 def load_single_autoencoder(
-    path: Path, scaling_factor: float, dtype: torch.dtype | None = torch.float32
+    path: Path, scale: Mapping[str, Any], dtype: torch.dtype | None = torch.float32
 ) -> tuple[Autoencoder, str]:
     """The autoencoder of a single file, which may hold no more than that; and the file's SHA-256.
 
-    Neither names nor shapes tell the scale of its latents: it is that of the model which they are for.
+    Neither names nor shapes tell the scale of its latents: it is that of the model which they are for, `scale_of` it.
     """
     file = Safetensors(path)
     prefix = VAE if any(name.startswith(VAE) for name in file.entries) else ""
@@ -148,7 +149,9 @@ def load_single_autoencoder(
     if "decoder.mid.block_1.conv1.weight" not in entries:
         raise ValueError(f"{path} has no autoencoder in the original layout; name a file or a folder that has one.")
     with faults_of(path), Undrawn(len(entries)), torch.device("meta"):
-        network = Autoencoder(_vae_config(replace(SD1, scaling_factor=scaling_factor), entries, _said(file)))
+        said = _said(file)
+        config = _vae_config(SD1, entries, said)
+        network = Autoencoder(config if said.get("vae") else replace(config, **scale))
     place = Place(network, autoencoder_names(network.config))
     place.check(entries, path)
     weights = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in file.tensors()}
@@ -172,8 +175,8 @@ def save_single_file(path: Path, model: Model) -> None:
         state = _prefixed("text.", encoder.state_dict())
         weights |= _prefixed(prefix, to_open_clip(state) if prefix in OPEN_CLIPS else to_transformers(state))
     noise = model.noise.config
-    if kind is SDXL and noise.prediction_type == "v_prediction":  # the marks that other programs go by
-        weights |= {"v_pred": torch.zeros(0)} | ({"ztsnr": torch.zeros(0)} if noise.rescale_betas_zero_snr else {})
+    if kind is SDXL:
+        weights |= marks_of(noise, autoencoder.config if autoencoder else None)
     said = {
         "unet": model.unet.config.to_dict(),
         "vae": autoencoder.config.to_dict() if autoencoder else None,
@@ -208,11 +211,12 @@ def kind_of(file: Safetensors) -> Kind:
     raise ValueError(f"{file.path} is a U-Net without its text encoder; give a file that has both.")
 
 
-def scaling_factor_of(model: Model) -> float:
-    """That of the latents that a model was trained on."""
+def scale_of(model: Model) -> dict[str, Any]:
+    """Of the latents that a model was trained on, in the fields of AutoencoderConfig."""
     if isinstance(model.autoencoder, Autoencoder):
-        return model.autoencoder.config.scaling_factor
-    return (SDXL if model.unet.config.addition_embed_type else SD1).scaling_factor
+        config = model.autoencoder.config
+        return {name: getattr(config, name) for name in ("scaling_factor", "latents_mean", "latents_std")}
+    return {"scaling_factor": (SDXL if model.unet.config.addition_embed_type else SD1).scaling_factor}
 
 
 class Place:
@@ -297,26 +301,6 @@ def _vae_config(kind: Kind, entries: Mapping[str, Entry], said: Mapping[str, Any
     return autoencoder_config({name: entry.shape for name, entry in entries.items()}, kind.scaling_factor, 512)
 
 
-def _noise_config(
-    kind: Kind, file: Safetensors, unet: UNet, said: Mapping[str, Any], prediction_type: str | None
-) -> NoiseConfig:
-    if "scheduler" in said:
-        config = NoiseConfig.from_dict(said["scheduler"])
-        return replace(config, prediction_type=prediction_type or config.prediction_type)
-    if prediction_type is None:
-        v = {"v": True, "v_prediction": True, "epsilon": False}.get(file.metadata.get("modelspec.prediction_type", ""))
-        v = "v_pred" in file.entries or (_is_spread(unet) if v is None and kind is SD2 else v)
-        prediction_type = "v_prediction" if v else "epsilon"
-    zero_snr = "ztsnr" in file.entries
-    spacing = "trailing" if zero_snr else "leading"
-    scheduler = "LCMScheduler" if unet.config.time_cond_proj_dim else NoiseConfig.scheduler
-    settings = STABLE_DIFFUSION | {"rescale_betas_zero_snr": zero_snr, "timestep_spacing": spacing}
-    return NoiseConfig(scheduler, prediction_type, **settings)
-
-
-def _is_spread(unet: UNet) -> bool:
-    """Whether a U-Net of 2.x predicts v: it is not told, and those for inpainting never do."""
-    level = len(unet.config.block_out_channels) - 1
-    attention = f"up_blocks.{level}.attentions.{unet.config.per_level('layers_per_block')[0]}"
-    biases = unet.get_parameter(f"{attention}.transformer_blocks.0.norm1.bias")
-    return unet.config.in_channels == unet.config.out_channels and biases.float().std(correction=0).item() > V_SPREAD
+def _noise_config(said: Mapping[str, Any], prediction_type: str | None) -> NoiseConfig:
+    config = NoiseConfig.from_dict(said["scheduler"])
+    return replace(config, prediction_type=prediction_type or config.prediction_type)

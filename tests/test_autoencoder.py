@@ -18,6 +18,9 @@ CONFIGS = {
         SD1, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159,
         use_quant_conv=False, use_post_quant_conv=False,
     ),
+    "of channels apart": replace(
+        SD1, scaling_factor=0.5, latents_mean=(-1.6, 1.1, 0.3, 0.2), latents_std=(8.4, 5.9, 4.4, 5.3)
+    ),
     "without attention": replace(TINY, mid_block_add_attention=False, layers_per_block=3),
     "one level": replace(TINY, block_out_channels=(12,), use_post_quant_conv=False),
 }
@@ -48,10 +51,13 @@ def test_same_moments_and_images_as_diffusers(config):
     assert relative_error(logvar, posterior.logvar) < 1e-5
 
     # The arithmetic of a diffusers pipeline around its autoencoder.
-    shift = config.shift_factor or 0.0
-    latents = (posterior.mean - shift) * config.scaling_factor
+    shift, scale = config.shift_factor or 0.0, config.scaling_factor
+    if config.latents_mean:
+        shift = torch.tensor(config.latents_mean).view(1, -1, 1, 1)
+        scale = scale / torch.tensor(config.latents_std).view(1, -1, 1, 1)
+    latents = (posterior.mean - shift) * scale
     assert relative_error(ours.encode(x), latents) < 1e-5
-    decoded = theirs.decode(latents / config.scaling_factor + shift).sample
+    decoded = theirs.decode(latents / scale + shift).sample
     assert relative_error(ours.decode(latents), decoded) < 1e-5
 
 
@@ -117,7 +123,9 @@ def test_defaults_are_those_of_diffusers():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"act_fn": "relu"}, "act_fn='relu'"),
-    ({"latents_mean": [0.0]}, "latents_mean"),
+    ({"latents_mean": [0.0] * 3}, r"latents_mean=\(0.0, 0.0, 0.0\) with latents_std=None"),
+    ({"latents_mean": [0.0], "latents_std": [1.0]}, "expected 3 numbers in each"),
+    ({"latents_mean": [0.0] * 3, "latents_std": [1.0, 0.0, 1.0]}, "above 0"),
     ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "AttnDownEncoderBlock2D"),
     ({"block_out_channels": [8, 18]}, "norm_num_groups=4"),
     ({"surprise": 1}, "surprise=1"),

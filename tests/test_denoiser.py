@@ -15,10 +15,13 @@ from diffusion.samplers import SAMPLERS
 from diffusion.schedulers import NoiseConfig
 from diffusion.schedules import schedule
 
-DISCRETE = [name for name in PREDICTION_TYPES if name != "flow_prediction"]
+DISCRETE = ["epsilon", "v_prediction", "sample"]
+SPREAD = 0.5  # of x0, in EDM
 
 
 def process(prediction_type: str, **config) -> Noise:
+    if prediction_type == "edm_prediction":
+        return Noise(NoiseConfig("EDMEulerScheduler", "epsilon", sigma_data=SPREAD))
     scheduler = "FlowMatchEulerDiscreteScheduler" if prediction_type == "flow_prediction" else "DDPMScheduler"
     return Noise(NoiseConfig(scheduler, prediction_type, beta_schedule="squaredcos_cap_v2", **config))
 
@@ -54,13 +57,14 @@ def test_a_perfect_network_denoises_exactly_and_has_no_loss(prediction_type: str
     flow = prediction_type == "flow_prediction"
     noise = process(prediction_type, rescale_betas_zero_snr=zero_snr and not flow)
     x0, eps = sample(1, 4, 2, 2), sample(1, 4, 2, 2, seed=1)
-    for time in (1.0, 300.0, 999.0):
+    for time in noise.quantile(torch.tensor([0.001, 0.3, 0.999])).tolist():
         sigma = noise.sigma(time).item()
         answer = {
             "epsilon": eps,
             "v_prediction": (eps - sigma * x0) / math.hypot(1, sigma),
             "sample": x0,
             "flow_prediction": eps - x0,
+            "edm_prediction": (sigma * x0 / SPREAD - SPREAD * eps) / math.hypot(SPREAD, sigma),
         }[prediction_type]
 
         def perfect(x: Tensor, t: Tensor, text: None, answer: Tensor = answer, time: float = time) -> Tensor:
@@ -69,9 +73,9 @@ def test_a_perfect_network_denoises_exactly_and_has_no_loss(prediction_type: str
 
         # As far as float32 goes: in x, x0 lies sigma times below the noise.
         close = {"rtol": 0, "atol": 1e-5 + 1e-6 * sigma}
-        denoised = Denoiser(perfect, noise, prediction_type)(x0 + sigma * eps, sigma, None)
+        denoised = Denoiser(perfect, noise)(x0 + sigma * eps, sigma, None)
         torch.testing.assert_close(denoised, x0, **close)
-        loss = Loss(noise, prediction_type)(perfect, x0, eps, torch.tensor([time]), None)
+        loss = Loss(noise)(perfect, x0, eps, torch.tensor([time]), None)
         assert loss.item() < 1e-7
 
 
@@ -87,7 +91,7 @@ def test_training_is_diffusers(prediction_type: str) -> None:
         seen.update(x=x, t=t, text=text)
         return torch.full_like(x, 0.5)
 
-    loss = Loss(noise, prediction_type)(network, x0, eps, t, "text")
+    loss = Loss(noise)(network, x0, eps, t, "text")
     target = {"epsilon": eps, "v_prediction": theirs.get_velocity(x0, eps, t), "sample": x0}[prediction_type]
     torch.testing.assert_close(seen["x"], theirs.add_noise(x0, eps, t), rtol=1e-5, atol=1e-5)
     assert torch.equal(seen["t"], t)
@@ -98,9 +102,9 @@ def test_training_is_diffusers(prediction_type: str) -> None:
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_min_snr_weights(prediction_type: str) -> None:
     noise = process(prediction_type)
-    t = torch.tensor([5, 300, 700, 990])
+    t = noise.quantile(torch.tensor([0.005, 0.3, 0.7, 0.99]))
     batch = (lambda x, t, text: torch.zeros_like(x), sample(4, 4, 2, 2), sample(4, 4, 2, 2, seed=1), t, None)
-    weight = Loss(noise, prediction_type, min_snr_gamma=5.0)(*batch) / Loss(noise, prediction_type)(*batch)
+    weight = Loss(noise, min_snr_gamma=5.0)(*batch) / Loss(noise)(*batch)
     snr = noise.sigma(t) ** -2
     clipped = snr.clamp(max=5)
     expected = {
@@ -108,12 +112,13 @@ def test_min_snr_weights(prediction_type: str) -> None:
         "v_prediction": clipped / (snr + 1),
         "sample": clipped,
         "flow_prediction": clipped * (t / 1000) ** 2,  # an error of t in x0 for each of its own
+        "edm_prediction": clipped / (snr + SPREAD**-2),
     }[prediction_type]
     torch.testing.assert_close(weight, expected.float(), rtol=1e-4, atol=0)
 
 
 def test_each_samples_loss_is_its_own() -> None:
-    loss = Loss(process("v_prediction"), "v_prediction", min_snr_gamma=5.0)
+    loss = Loss(process("v_prediction"), min_snr_gamma=5.0)
     x0, eps, t = sample(3, 4, 2, 2), sample(3, 4, 2, 2, seed=1), torch.tensor([3, 400, 998])
 
     def network(x: Tensor, t: Tensor, text: None) -> Tensor:
@@ -138,14 +143,14 @@ def test_a_network_in_half_precision_leaves_x_in_its_own() -> None:
         return x
 
     x = sample(2, 4, 2, 2)
-    denoised = Denoiser(network, process("epsilon"), "epsilon", dtype=torch.bfloat16)(x, 1.0, None)
+    denoised = Denoiser(network, process("epsilon"), dtype=torch.bfloat16)(x, 1.0, None)
     assert seen == [(torch.bfloat16, torch.float32)]
     assert denoised.dtype == torch.float32
 
 
 def test_guidance_goes_past_the_text() -> None:
     network = Tiny()
-    denoiser = Denoiser(network, process("v_prediction"), "v_prediction")
+    denoiser = Denoiser(network, process("v_prediction"))
     text, negative = Conditioning(sample(3, 5, 6)), Conditioning(sample(3, 5, 6, seed=1))
     x = sample(3, 4, 8, 8, seed=2)
     with_text = denoiser(x, 2.0, denoiser.context(text))
@@ -158,11 +163,6 @@ def test_guidance_goes_past_the_text() -> None:
             torch.testing.assert_close(denoise(x, 2.0), guided, rtol=1e-4, atol=1e-5)
         assert network.contexts == 1
         assert network.rows == [3 if scale == 1 else 6] * 3
-
-
-def test_unknown_prediction_types_are_refused() -> None:
-    with pytest.raises(ValueError, match="'velocity'"):
-        Denoiser(Tiny(), process("epsilon"), "velocity")(sample(1, 4, 2, 2), 1.0, [sample(1, 4)])
 
 
 @pytest.mark.parametrize(  # all but epsilon at zero SNR: pure noise does not tell what was under it
@@ -205,7 +205,7 @@ def test_pictures_equal_diffusers(scheduler: str, config: dict, prediction_type:
 
     # As we do.
     sigmas = schedule(noise, "automatic", steps)
-    denoise = guide(Denoiser(network, noise, prediction_type), [always(text)], always(negative), scale)
+    denoise = guide(Denoiser(network, noise), [always(text)], always(negative), scale)
     x = start * noise.start(sigmas[0].item())
     ours = SAMPLERS[noise.config.sampler](denoise, x, sigmas, lambda: start)
 

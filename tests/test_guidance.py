@@ -39,8 +39,9 @@ def says(value: float, length: int = 3) -> Conditioning:
 
 def denoiser(prediction_type: str = "v_prediction") -> tuple[Denoiser, Echo]:
     network = Echo()
-    scheduler = "FlowMatchEulerDiscreteScheduler" if prediction_type == "flow_prediction" else "DDPMScheduler"
-    return Denoiser(network, Noise(NoiseConfig(scheduler, prediction_type)), prediction_type), network
+    schedulers = {"flow_prediction": "FlowMatchEulerDiscreteScheduler", "edm_prediction": "EDMEulerScheduler"}
+    said = {"edm_prediction": "epsilon"}.get(prediction_type, prediction_type)
+    return Denoiser(network, Noise(NoiseConfig(schedulers.get(prediction_type, "DDPMScheduler"), said))), network
 
 
 def alone(value: float) -> Tensor:
@@ -105,7 +106,7 @@ def test_outside_the_interval_the_text_is_all() -> None:
 def test_rescaling_is_that_of_diffusers(prediction_type: str, amount: float) -> None:
     """diffusers scales the network's prediction, we have x0: each is affine in the other."""
     single, _ = denoiser(prediction_type)
-    c_in, c_skip, c_out = (c.item() for c in coefficients(prediction_type, torch.tensor(SIGMA)))
+    c_in, c_skip, c_out = (c.item() for c in coefficients(single.noise.config, torch.tensor(SIGMA)))
     text, without = (Echo()(c_in * X, torch.zeros(1), torch.tensor([value])) for value in (1.0, -1.0))
     guided = rescale_noise_cfg(without + 6.0 * (text - without), text, amount)
     denoise = guide(single, [always(says(1.0))], always(says(-1.0)), 6.0, rescale=amount)

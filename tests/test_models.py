@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import models
 import pytest
 import torch
@@ -125,6 +126,42 @@ def test_distilled_networks_are_told_the_guidance(sd_folder: Callable[[str], Pat
     assert ours[0].image.tobytes() == ours[1].image.tobytes() != ours[2].image.tobytes()
     with pytest.raises(ValueError, match="imitates guidance at every step"):
         pipeline.resolve(replace(request, guidance_rescale=0.5))
+
+
+@pytest.mark.parametrize("scheduler", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_xl_with_edm_s_noise_and_latents_of_channels_apart(
+    sd_folder: Callable[[str], Path], tmp_path: Path, scheduler: str
+) -> None:
+    """As Playground v2.5 is."""
+    library = theirs_of(sd_folder("xl"))
+    library.scheduler = getattr(diffusers, scheduler)()
+    library.vae.register_to_config(
+        latents_mean=[-1.6574, 1.886, -1.383, 2.5155], latents_std=[8.4927, 5.9022, 6.5498, 5.2299], scaling_factor=0.5
+    )
+    library.save_pretrained(tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs")
+    save_model(tmp_path / "ours", *parts(model))
+    save_single_file(tmp_path / "named.safetensors", model)
+    save_file(load_file(tmp_path / "named.safetensors"), tmp_path / "bare.safetensors")  # with marks, not our metadata
+    bare = load_model(tmp_path / "bare.safetensors", tokenizer=tmp_path / "ours")
+    again = load_model(tmp_path / "ours")
+    assert again.noise.config == model.noise.config
+    assert bare.noise.config == replace(model.noise.config, scheduler="EDMDPMSolverMultistepScheduler")
+    for field in ("scaling_factor", "latents_mean", "latents_std"):
+        found = [getattr(each.autoencoder.config, field) for each in (model, again, bare)]
+        assert found[0] == found[1] == pytest.approx(found[2])
+
+    request = Request(PROMPT, NEGATIVE, seed=1, steps=8, guidance=3, width=24, height=16)
+    pipeline = Pipeline(model)
+    for other in (library, theirs_of(tmp_path / "ours")):
+        found = difference(*picture(other, pipeline, request))
+        assert found.within_rounding, found
+    request = replace(request, sampler=model.noise.config.sampler)
+    pictures = [
+        next(each.generate([request])).image.tobytes()
+        for each in (pipeline, Pipeline(again), Pipeline(replace(bare, noise=model.noise)))
+    ]
+    assert pictures[0] == pictures[1] == pictures[2]
 
 
 def parts(model: Model) -> tuple:

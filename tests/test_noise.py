@@ -10,7 +10,7 @@ import torch
 from diffusion.noise import Noise, betas
 from diffusion.samplers import SAMPLERS
 from diffusion.schedulers import CURVES, SCHEDULERS, NoiseConfig
-from diffusion.schedules import schedule
+from diffusion.schedules import SCHEDULES, schedule
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SPACINGS = ["linspace", "leading", "trailing"]
@@ -95,6 +95,24 @@ def test_flow_follows_diffusers(shift: float) -> None:
     assert (noise.sigmas.diff() > 0).all()
 
 
+@pytest.mark.parametrize("sigma_schedule", ["karras", "exponential"])
+@pytest.mark.parametrize("end", ["zero", "sigma_min"])
+@pytest.mark.parametrize("scheduler", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_edm_follows_diffusers(scheduler: str, end: str, sigma_schedule: str) -> None:
+    noise, theirs = pair(scheduler, sigma_max=120.0, sigma_schedule=sigma_schedule, final_sigmas_type=end)
+    theirs.set_timesteps(20)
+    grid = schedule(noise, "automatic", 20)
+    torch.testing.assert_close(grid, theirs.sigmas.double(), rtol=2e-5, atol=0)
+    torch.testing.assert_close(noise.timestep(grid[:-1]), theirs.timesteps.double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(noise.sigma(noise.timestep(grid[:-1])), grid[:-1])
+    assert noise.start(grid[0].item()) == pytest.approx(theirs.init_noise_sigma, rel=1e-6)
+    assert (noise.sigmas.diff() > 0).all()
+    for name in SCHEDULES.keys() - {"align_your_steps", "ddim"}:  # which begin elsewhere
+        sigmas = schedule(noise, name, 7)
+        assert sigmas[0] == pytest.approx(120)
+        assert (sigmas.diff() <= 0).all()
+
+
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_times_and_sigmas_are_inverse_at_whole_times(zero_snr: bool) -> None:
     noise = Noise(NoiseConfig(rescale_betas_zero_snr=zero_snr, **STABLE_DIFFUSION))
@@ -160,7 +178,11 @@ def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> Non
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
+        ({"_class_name": "CosineDPMSolverMultistepScheduler"}, "CosineDPMSolverMultistepScheduler"),
+        ({"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}, "prediction_type"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 100.0}, "expected numbers above 0, and a sigma_max above"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_schedule": "linear"}, "sigma_schedule"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler", "lower_order_final": False}, "lower_order_final"),
         ({"_class_name": "PNDMScheduler"}, "skip_prk_steps"),  # diffusers' default there
         ({"_class_name": "PNDMScheduler", "skip_prk_steps": True, "timestep_spacing": "trailing"}, "timestep_spacing"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "deis"}, "algorithm_type"),

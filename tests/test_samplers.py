@@ -66,11 +66,11 @@ def sample(config: NoiseConfig, steps: int, **asked: float) -> Tensor:
     """What we make of `network`, on diffusers' scale: x0 + sigma * eps, or that over sqrt(1 + sigma^2)."""
     noise, draw = Noise(config), draws(0)
     sigmas = schedule(noise, "automatic", steps)
-    denoiser = Denoiser(network, noise, config.prediction_type)
+    denoiser = Denoiser(network, noise)
     x = draw() * noise.start(sigmas[0].item())
     said = config.options | {"arrivals": arrivals(noise, steps), "earlier": noise.earlier} | asked
     x = sampler(config.sampler, said)(lambda x, sigma: denoiser(x, sigma, None), x, sigmas, draw)
-    return x / math.hypot(1, sigmas[-1])
+    return x if config.edm else x / math.hypot(1, sigmas[-1])
 
 
 LOOPS = [
@@ -115,6 +115,15 @@ LOOPS = [
     ("LCMScheduler", {"clip_sample": True, "clip_sample_range": 0.3}),
     ("TCDScheduler", {}),
     ("TCDScheduler", {"prediction_type": "v_prediction", "original_inference_steps": 40}),
+    ("EDMEulerScheduler", {"sigma_data": 0.5}),
+    ("EDMEulerScheduler", {"prediction_type": "v_prediction", "sigma_schedule": "exponential", "sigma_max": 120.0}),
+    ("EDMEulerScheduler", {"sigma_data": 0.5, "final_sigmas_type": "sigma_min", "rho": 5.0}),
+    ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5}),
+    ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5, "solver_order": 1, "sigma_schedule": "exponential"}),
+    ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5, "solver_type": "heun", "prediction_type": "v_prediction"}),
+    ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5, "solver_order": 3}),
+    ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5, "final_sigmas_type": "sigma_min"}),
+    ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5, "algorithm_type": "sde-dpmsolver++"}),
     ("FlowMatchEulerDiscreteScheduler", {"prediction_type": "flow_prediction", "shift": 3.0}),
 ]  # fmt: skip
 

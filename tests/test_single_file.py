@@ -174,6 +174,16 @@ def test_v_prediction_and_zero_snr_are_marked_for_others(sd_folder: Callable[[st
     assert {"v_pred", "ztsnr"} <= load_file(tmp_path / "v.safetensors").keys()
 
 
+def test_cosxl_is_known_by_its_sigmas(bare: Callable[..., Path], sd_folder: Callable[[str], Path]) -> None:
+    path = bare("xl", **{"edm_vpred.sigma_max": torch.tensor(120.0), "edm_vpred.sigma_min": torch.tensor(0.002)})
+    model = load_model(path, tokenizer=sd_folder("xl"))
+    config = model.noise.config
+    assert (config.scheduler, config.predicts, config.sigma_data) == ("EDMEulerScheduler", "v_prediction", 1)
+    assert (config.sigma_max, config.sigma_min) == (120, pytest.approx(0.002))
+    save_single_file(path, model)
+    assert {"edm_vpred.sigma_max", "edm_vpred.sigma_min"} <= load_file(path).keys()
+
+
 def removed(state: State, *prefixes: str) -> State:
     return {name: weight for name, weight in state.items() if not name.startswith(prefixes)}
 
@@ -190,7 +200,8 @@ def moved(state: State, old: str, new: str) -> State:
         (lambda s: removed(s, "first_stage"), "has no autoencoder; name one with --vae"),
         (lambda s: removed(moved(s, "first_stage_model.", ""), "model", "cond"), "is an autoencoder alone; give it as"),
         (lambda s: {"lora_unet_down": torch.ones(1)}, "is a LoRA"),
-        (lambda s: s | {"edm_mean": torch.ones(4)}, "EDM"),
+        (lambda s: s | {"edm_mean": torch.ones(4)}, "with latents_std=None is not supported"),
+        (lambda s: s | {"edm_vpred.sigma_max": torch.zeros(())}, "sigma_max 0.0"),
         (lambda s: {"control_model.a": torch.ones(1)}, "is a ControlNet"),
         (lambda s: {"model.diffusion_model.double_blocks.0": torch.ones(1)}, "FLUX"),
         (lambda s: {"model.diffusion_model.joint_blocks.0": torch.ones(1)}, "Stable Diffusion 3"),

@@ -47,7 +47,6 @@ def train(
     tokenizers, text_encoders, autoencoder = frozen_parts(recipe, out / "model")
     reading = LANGUAGE if "language" in recipe.denoiser else PLAIN
     noise = Noise(NoiseConfig(**recipe.denoiser["noise"]))
-    prediction_type = noise.config.prediction_type
     data = prepare(
         dataset, autoencoder, text_encoders, tokenizers, reading,
         recipe.denoiser["variations"], config.seed, out / "denoiser" / "prepared",
@@ -56,7 +55,7 @@ def train(
 
     torch.manual_seed(config.seed)
     unet = UNet(UNetConfig.from_dict(unet_config(recipe.denoiser, shape, text_encoders)))
-    objective = Loss(noise, prediction_type, recipe.denoiser.get("min_snr_gamma"))
+    objective = Loss(noise, recipe.denoiser.get("min_snr_gamma"))
     times, dropout = recipe.denoiser["times"], recipe.denoiser["caption_dropout"]
 
     def loss(network: nn.Module, indices: list[int]) -> tuple[Tensor, Metrics]:
@@ -83,7 +82,7 @@ def train(
         texts = (embed(text_encoders, tokenizers, reading, p).to(device) for p in (prompts, [""] * SHOWN))
         text, negative = (always(Conditioning(tokens)) for tokens in texts)
         sigmas = schedule(noise, defaults.schedule, defaults.steps)
-        denoise = guide(Denoiser(network, noise, prediction_type), [text], negative, defaults.guidance)
+        denoise = guide(Denoiser(network, noise), [text], negative, defaults.guidance)
         draw = generator(config.seed, 0)
         first = torch.randn(SHOWN, *shape, generator=draw).to(device) * noise.start(sigmas[0].item())
         latents = SAMPLERS[defaults.sampler](

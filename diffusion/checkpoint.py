@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from diffusion.autoencoder import PixelSpace
-from diffusion.conditioning import SIZES
 from diffusion.files import Files
 from diffusion.folder import faults_of, load_autoencoder, load_folder
 from diffusion.folder import save_folder as save_model
@@ -127,7 +126,7 @@ def check_fit(model: Model) -> None:
         ]  # fmt: skip
     if unet.addition_embed_type:
         pooled = model.text_encoders[-1].config.projection or 0
-        read = unet.pooled_channels(SIZES)
+        read = unet.pooled_channels(model.reading.sizes)
         facts += [("numbers of pooled text", pooled, pooled == read, f"the U-Net reads {read}")]
     for what, made, fits, wanted in facts:
         if not fits:

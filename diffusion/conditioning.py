@@ -14,6 +14,8 @@ from clip.text import TextEncoder
 Encoder = TextEncoder | LanguageEncoder
 
 SIZES = 6  # numbers: heights and widths of the original and the target, and the corner of the crop between them
+# Scores of beauty that XL's refiner is told in the target's place: of what is asked for, and of the opposite.
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Conditioning:
 
     tokens: Tensor  # [B, L, D], which the cross-attentions look at
     pooled: Tensor | None = None  # [B, P], the text as one vector
-    sizes: Tensor | None = None  # [B, 6] (Podell et al. 2023, section 2.2), as `sized` writes them
+    sizes: Tensor | None = None  # [B, 6], or [B, 5] (Podell et al. 2023, section 2.2), as `sized` writes them
     guidance: Tensor | None = None  # [B], its scale less 1
 
     def to(self, dtype: torch.dtype) -> "Conditioning":
@@ -35,9 +37,9 @@ class Conditioning:
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return replace(self, tokens=torch.zeros_like(self.tokens), pooled=pooled)
 
-    def sized(self, height: int, width: int) -> "Conditioning":
-        """The same, of pictures of so many pixels that were neither scaled nor cropped to them."""
-        original, corner, target = (height, width), (0, 0), (height, width)
+    def sized(self, height: int, width: int, score: float | None = None) -> "Conditioning":
+        """The same, of pictures of so many pixels that were neither scaled nor cropped to them, or of such a score."""
+        original, corner, target = (height, width), (0, 0), (height, width) if score is None else (score,)
         sizes = self.tokens.new_tensor([*original, *corner, *target], dtype=torch.float32)
         return replace(self, sizes=sizes.expand(len(self.tokens), -1))
 
@@ -74,17 +76,25 @@ class Reading:
     norm: bool = True  # whether the final norm follows
     empty_is_zero: bool = False  # the empty negative prompt is `zeros()`
     apart: bool = False  # encoders' tokens stand one after the other, not side by side
+    scored: bool = False  # a score of beauty is told with the text: XL's refiner
+
+    @property
+    def sizes(self) -> int:
+        """How many numbers are told beside the text, to a network that is told any."""
+        return SIZES - self.scored
 
 
 PLAIN = Reading()
 XL = Reading(skip=1, norm=False, empty_is_zero=True)
+REFINER = Reading(skip=1, norm=False, scored=True)
 LANGUAGE = Reading(apart=True)
 
 
-def encoder_names(encoders: Sequence[Encoder]) -> list[str]:
-    """What a model folder calls them: CLIPs come first and are numbered from the second on."""
+def encoder_names(encoders: Sequence[Encoder], reading: Reading) -> list[str]:
+    """What a model folder calls them: CLIPs come first and are numbered from the second on, XL's second alone, too."""
     clips = sum(isinstance(encoder, TextEncoder) for encoder in encoders)
-    return ["text_encoder", "text_encoder_2"][:clips] + ["language_model"] * (len(encoders) - clips)
+    names = ["text_encoder", "text_encoder_2"][reading.scored :]
+    return names[:clips] + ["language_model"] * (len(encoders) - clips)
 
 
 def encode(

@@ -42,7 +42,7 @@ from clip.pretrained_language import kind_of
 from clip.text import TextConfig, TextEncoder
 from clip.tokenizer import Tokenizer
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
-from diffusion.conditioning import LANGUAGE, PLAIN, XL, Encoder, Reading, encoder_names
+from diffusion.conditioning import LANGUAGE, PLAIN, REFINER, XL, Encoder, Reading, encoder_names
 from diffusion.config import DIFFUSERS_VERSION, checked
 from diffusion.files import SUMS, WHOLE, Files, format_sums, sums_of
 from diffusion.model import CONSISTENCY, Defaults, Model
@@ -52,6 +52,7 @@ from diffusion.unet import UNet, UNetConfig
 from diffusion.weights import check_weights, sentence, shapes, shown, write_safetensors
 
 INDEX, DEFAULTS = "model_index.json", "generation_config.json"
+SCORED = "requires_aesthetics_score"  # what the index of XL's refiner says
 WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"  # .safetensors
 
 # The pipelines whose models are read here; what a pipeline does with them is no matter.
@@ -96,7 +97,8 @@ def load_folder(root: Path, dtype: torch.dtype | None, others: torch.dtype | Non
     text_encoders: list[Encoder] = [load_text_encoder(files, f"text_encoder{n}", others) for n in clips]
     reading = PLAIN
     if "text_encoder_2" in parts:
-        reading = replace(XL, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True)))
+        reading = REFINER if index.get(SCORED) else XL
+        reading = replace(reading, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True)))
     if LANGUAGE_MODEL in parts:
         reading = LANGUAGE
         tokenizer, encoder = load_language_encoder(files, LANGUAGE_MODEL, others)
@@ -172,7 +174,7 @@ def save_folder(
     """Writes a model folder. Weights keep the dtype that they have: `unet.half()` first halves the file."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[str]] = {}
-    named = encoder_names(text_encoders)
+    named = encoder_names(text_encoders, reading or PLAIN)
     for part, tokenizer, text_encoder in zip(named, tokenizers, text_encoders, strict=True):
         if isinstance(text_encoder, LanguageEncoder):
             assert isinstance(tokenizer, LanguageTokenizer)
@@ -194,15 +196,18 @@ def save_folder(
 
     kind = "StableDiffusionXL" if "text_encoder_2" in named else "StableDiffusion"
     task = "Inpaint" if unet.config.in_channels > unet.config.out_channels else ""
+    task = "Img2Img" if reading is not None and reading.scored else task
     name = LANGUAGE_PIPELINE if LANGUAGE_MODEL in named else f"{kind}{task}Pipeline"
     pipeline = {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
     absent: dict[str, Any]
     if LANGUAGE_MODEL in named:
         absent = {}
-    elif len(named) == 1:
+    elif "text_encoder_2" not in named:
         absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     else:
         absent = {"force_zeros_for_empty_prompt": (reading or XL).empty_is_zero}
+        if "text_encoder" not in named:
+            absent |= {SCORED: True, "tokenizer": [None, None], "text_encoder": [None, None]}
     index = _json(pipeline | parts | absent)
     # The index comes last: a folder without it is no model, so that half of one is never taken for a whole.
     (folder / INDEX).unlink(missing_ok=True)
@@ -242,8 +247,6 @@ def _read_index(files: Files) -> tuple[dict[str, Any], set[str]]:
     if not files.has(INDEX):
         raise ValueError(f"{folder} {other_kind(folder)}; give a model folder, as diffusers saves one.")
     index = files.config(INDEX)
-    if index.get("requires_aesthetics_score"):
-        raise ValueError(f"{folder} is XL's refiner, which finishes another model's pictures; give the base model.")
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in PIPELINES:
         known = "only those of Stable Diffusion 1.x, 2.x and XL are read"
@@ -261,7 +264,7 @@ def _read_index(files: Files) -> tuple[dict[str, Any], set[str]]:
     optional = {"vae", LANGUAGE_MODEL}
     if "text_encoder_2" not in parts:
         optional |= {"tokenizer_2", "text_encoder_2"}
-    if "text_encoder" not in parts and LANGUAGE_MODEL in parts:
+    if "text_encoder" not in parts and (LANGUAGE_MODEL in parts or (index.get(SCORED) and "text_encoder_2" in parts)):
         optional |= {"tokenizer", "text_encoder"}
     for part in PARTS:
         if part not in parts and part not in optional:

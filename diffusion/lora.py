@@ -118,7 +118,8 @@ def _scale(layer: str, rank: int, alpha: float | None, notes: dict[str, Any]) ->
 
 def networks(model: Model) -> dict[str, nn.Module]:
     """Those that a LoRA may change, as diffusers names them: the U-Net, then the text encoders."""
-    return {UNET: model.unet, **dict(zip(encoder_names(model.text_encoders), model.text_encoders, strict=True))}
+    names = encoder_names(model.text_encoders, model.reading)
+    return {UNET: model.unet, **dict(zip(names, model.text_encoders, strict=True))}
 
 
 def places(model: Model) -> dict[str, Place]:

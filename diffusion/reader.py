@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from diffusion.chunks import Chunk, chunks
-from diffusion.conditioning import Conditioning, Encoder, encode, join
+from diffusion.conditioning import (
+    AESTHETIC_SCORE,
+    NEGATIVE_AESTHETIC_SCORE,
+    Conditioning,
+    Encoder,
+    encode,
+    join,
+)
 from diffusion.embeddings import Embedding, Embeddings, Vector
 from diffusion.grammar import Term, read
 from diffusion.guidance import Script, always
@@ -48,10 +55,10 @@ class Reader:
     def negative(self, request: Resolved, sigmas: Tensor, before: int = 0) -> Script:
         """What the picture is led away from. Its length may be another: the network is told it apart then."""
         if not request.negative:
-            return always(_about(self.nothing(_skip(request)), request))
+            return always(self._about(self.nothing(_skip(request)), request, NEGATIVE_AESTHETIC_SCORE))
         syntax = request.prompt_syntax or DEFAULT_SYNTAX
         (term,) = read(request.negative, request.steps, syntax, negative=True, before=before)
-        return self._script(term, request, sigmas)
+        return self._script(term, request, sigmas, NEGATIVE_AESTHETIC_SCORE)
 
     def nothing(self, skip: int | None = None) -> Conditioning:
         """The empty prompt, which most pictures are led away from."""
@@ -82,7 +89,7 @@ class Reader:
     def _chunks(self, text: str, syntax: str) -> Text:
         return [chunks(text, syntax, tokenizer, self.embeddings) for tokenizer in self.model.tokenizers]
 
-    def _script(self, term: Term, request: Resolved, sigmas: Tensor) -> Script:
+    def _script(self, term: Term, request: Resolved, sigmas: Tensor, score: float = AESTHETIC_SCORE) -> Script:
         """One of the texts over the course of sampling. Empty chunks make its turns equally long."""
         syntax, skip = request.prompt_syntax or DEFAULT_SYNTAX, _skip(request)
         texts = {span.text: self._chunks(span.text, syntax) for span in term.spans}
@@ -90,8 +97,13 @@ class Reader:
         said = {}
         for text, by_tokenizer in texts.items():
             padded = [[*each, *[Chunk()] * (most - len(each))] for each in by_tokenizer]
-            said[text] = _about(self._encode(padded, syntax, skip), request)
+            said[text] = self._about(self._encode(padded, syntax, skip), request, score)
         return Script(tuple((_above(span.end, sigmas), said[span.text]) for span in term.spans), term.weight)
+
+    def _about(self, text: Conditioning, request: Resolved, score: float) -> Conditioning:
+        """The same, with what some networks are told of the picture besides."""
+        told = score if self.model.reading.scored else None
+        return text.sized(request.height, request.width, told).guided(request.guidance)
 
     def _encode(self, text: Text, syntax: str, skip: int | None) -> Conditioning:
         """The chunks of one text => [1, chunks * L, D]. What the text is as a whole is what its first chunk is."""
@@ -162,11 +174,6 @@ def _above(end: int, sigmas: Tensor) -> float:
     a step are above the sigma of the next one; rounding must not bring that one above itself.
     """
     return sigmas[end + 1].item() * (1 + 1e-6) if end + 1 < len(sigmas) else 0.0
-
-
-def _about(text: Conditioning, request: Resolved) -> Conditioning:
-    """The same, with what some networks are told of the picture besides."""
-    return text.sized(request.height, request.width).guided(request.guidance)
 
 
 def _skip(request: Resolved) -> int | None:

@@ -23,7 +23,7 @@ from clip.openclip import from_open_clip, to_open_clip
 from clip.pretrained import from_transformers, text_encoder_of, to_transformers
 from clip.text import TextConfig, TextEncoder
 from diffusion.autoencoder import Autoencoder, AutoencoderConfig, PixelSpace
-from diffusion.conditioning import PLAIN, SIZES, XL, Reading
+from diffusion.conditioning import PLAIN, REFINER, XL, Reading
 from diffusion.config import checked
 from diffusion.folder import faults_of
 from diffusion.marks import MARKS, latents, marks_of, noise_config
@@ -42,8 +42,8 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 # Text encoders where they may stand; those with transformers' names are CLIP's own, those with open_clip's OpenCLIP's.
 CLIP_L, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 XL_CLIP_L, XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
-OPEN_CLIPS = (OPEN_CLIP, XL_OPEN_CLIP)
-REFINER = "conditioner.embedders.0.model."
+REFINER_CLIP = "conditioner.embedders.0.model."
+OPEN_CLIPS = (OPEN_CLIP, XL_OPEN_CLIP, REFINER_CLIP)
 CONFIG = "oboro"  # the key of our metadata
 SD2_V_SAMPLE_SIZE = 96
 FACTOR = 8  # pixels a latent side, in all that is published
@@ -54,7 +54,6 @@ OTHERS = {  # what else a file may be, by a part of a name in it
     "control_model.": "is a ControlNet, which is no model by itself",
     "double_blocks.": "is a model of FLUX's kind; give a folder that diffusers opens",
     "joint_blocks.": "is a Stable Diffusion 3; give a folder that diffusers opens",
-    REFINER: "is XL's refiner, which finishes another model's pictures; give the base model",
 }
 
 
@@ -72,6 +71,7 @@ class Kind:
 SD1 = Kind("stable-diffusion-v1", (CLIP_L,), PLAIN, 0.18215, 64)
 SD2 = Kind("stable-diffusion-v2", (OPEN_CLIP,), PLAIN, 0.18215, 64)
 SDXL = Kind("stable-diffusion-xl-v1-base", (XL_CLIP_L, XL_OPEN_CLIP), XL, 0.13025, 128)
+SDXL_REFINER = Kind("stable-diffusion-xl-v1-refiner", (REFINER_CLIP,), REFINER, 0.13025, 128)
 
 
 def load_single_file(
@@ -167,6 +167,7 @@ def save_single_file(path: Path, model: Model) -> None:
         raise ValueError(f"{model.name} reads texts by a language model, for which a single file has no place; "
                          "write a folder.")
     kind = SDXL if len(encoders) > 1 else SD2 if _is_open_clip(encoders[0]) else SD1
+    kind = SDXL_REFINER if model.reading.scored else kind
     autoencoder = model.autoencoder if isinstance(model.autoencoder, Autoencoder) else None
     weights = _prefixed(UNET, Place(model.unet, original_names(model.unet.config)).theirs())
     if autoencoder is not None:
@@ -205,7 +206,7 @@ def kind_of(file: Safetensors) -> Kind:
     if not any(name.startswith(UNET) for name in names):
         what = "an autoencoder alone; give it as --vae" if "decoder.conv_in.weight" in names else "no Stable Diffusion"
         raise ValueError(f"{file.path} is {what}: a model's single file has weights named {UNET}...")
-    for kind in (SDXL, SD2, SD1):
+    for kind in (SDXL, SDXL_REFINER, SD2, SD1):
         if all(any(name.startswith(prefix) for name in names) for prefix in kind.text):
             return kind
     raise ValueError(f"{file.path} is a U-Net without its text encoder; give a file that has both.")
@@ -292,7 +293,7 @@ def _unet_config(kind: Kind, entries: Mapping[str, Entry], said: Mapping[str, An
     if "unet" in said:
         return UNetConfig.from_dict(said["unet"])
     shapes = {name: entry.shape for name, entry in entries.items()}
-    return unet_config(shapes, text.projection or 0, SIZES, kind.sample_size)
+    return unet_config(shapes, text.projection or 0, kind.reading.sizes, kind.sample_size)
 
 
 def _vae_config(kind: Kind, entries: Mapping[str, Entry], said: Mapping[str, Any]) -> AutoencoderConfig:

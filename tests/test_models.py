@@ -13,10 +13,12 @@ from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline, LCMSche
 from networks import randomize, relative_error
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_image import file
 
 from benchmarks.difference import difference
 from diffusion.checkpoint import load_model, save_model
 from diffusion.conditioning import Conditioning, encode, join
+from diffusion.image import to_pixels
 from diffusion.model import Model
 from diffusion.pipeline import Pipeline
 from diffusion.request import Request
@@ -164,6 +166,52 @@ def test_xl_with_edm_s_noise_and_latents_of_channels_apart(
     assert pictures[0] == pictures[1] == pictures[2]
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+def test_xl_s_refiner_goes_over_pictures(sd_folder: Callable[[str], Path], tmp_path: Path, zeros: bool) -> None:
+    base = theirs_of(sd_folder("xl"))
+    sizes = {"cross_attention_dim": 128, "projection_class_embeddings_input_dim": 96 + 5 * 8}
+    blocks = {
+        "block_out_channels": (64, 64, 128, 128),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (1, 1, 2, 2),
+        "transformer_layers_per_block": (1, 2, 2, 2),
+    }
+    components = base.components | {"text_encoder": None, "tokenizer": None}
+    components["unet"] = UNet2DConditionModel.from_config(base.unet.config, **sizes, **blocks)
+    randomize(components["unet"])
+    library = diffusers.StableDiffusionXLImg2ImgPipeline(
+        **components, requires_aesthetics_score=True, force_zeros_for_empty_prompt=zeros, add_watermarker=False
+    )
+    library.save_pretrained(tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs")
+    save_model(tmp_path / "ours", *parts(model))
+    again = load_model(tmp_path / "ours")
+    assert again.reading == model.reading
+    save_single_file(tmp_path / "named.safetensors", model)
+    save_file(load_file(tmp_path / "named.safetensors"), tmp_path / "bare.safetensors")  # without our metadata
+    bare = load_model(tmp_path / "bare.safetensors", tokenizer=tmp_path / "ours" / "tokenizer_2")
+    for name, weight in model.unet.state_dict().items():
+        assert torch.equal(bare.unet.state_dict()[name], weight)
+
+    pipeline, photo = Pipeline(model), Image.linear_gradient("L").resize((48, 32)).convert("RGB")
+    known = model.autoencoder.encode(to_pixels(photo)[None])
+    for negative in ("", NEGATIVE):
+        request = Request(
+            PROMPT, negative, seed=1, steps=6, guidance=4, width=48, height=32, image=file(photo), strength=0.5
+        )
+        (ours,) = pipeline.generate([request])
+        for other in (library, theirs_of(tmp_path / "ours")):
+            other.set_progress_bar_config(disable=True)
+            picture = other(
+                PROMPT, image=known.detach(), strength=0.5, num_inference_steps=6, guidance_scale=4,
+                negative_prompt=negative or None, generator=torch.Generator().manual_seed(1),
+            ).images[0]  # fmt: skip
+            found = difference(ours.image, picture)
+            assert found.within_rounding, (negative, found)
+    assert next(Pipeline(again).generate([request])).image.tobytes() == ours.image.tobytes()
+
+
 def parts(model: Model) -> tuple:
     return (
         *(model.tokenizers, model.text_encoders, model.unet, model.autoencoder),
@@ -229,7 +277,8 @@ def test_another_autoencoder(sd_folder: Callable[[str], Path], tmp_path: Path) -
     [
         ("model_index.json", {"text_encoder_2": [None, None]}, "64 numbers a token, where the U-Net reads 192"),
         ("model_index.json", {"tokenizer_2": [None, None]}, "names no tokenizer_2"),
-        ("model_index.json", {"requires_aesthetics_score": True}, "XL's refiner"),
+        ("model_index.json", {"text_encoder": [None, None]}, "names no text_encoder"),
+        ("model_index.json", {"requires_aesthetics_score": True}, "of pooled text, where the U-Net reads 104"),
         ("unet/config.json", {"addition_time_embed_dim": 4}, "96 numbers of pooled text, where the U-Net reads 120"),
     ],
 )

@@ -205,7 +205,6 @@ def moved(state: State, old: str, new: str) -> State:
         (lambda s: {"control_model.a": torch.ones(1)}, "is a ControlNet"),
         (lambda s: {"model.diffusion_model.double_blocks.0": torch.ones(1)}, "FLUX"),
         (lambda s: {"model.diffusion_model.joint_blocks.0": torch.ones(1)}, "Stable Diffusion 3"),
-        (lambda s: moved(s, "cond_stage_model.transformer.", "conditioner.embedders.0.model."), "refiner"),
         (lambda s: removed(s, "model.diffusion_model.out.2.bias"), "has no conv_out.bias"),
         (lambda s: s | {"model.diffusion_model.more": torch.ones(1)}, "has more, which"),
         (lambda s: removed(s, "model.diffusion_model.input_blocks.0.0."), "input_blocks.0.0.weight"),

@@ -71,6 +71,8 @@ class Page:
 
     def __init__(self, model: str, defaults: Form, samplers: list[tuple[str, str]], schedules: list[tuple[str, str]],
                  sizes: list[str], completes: bool) -> None:  # fmt: skip
+        # The others are proper names.
+        schedules = [(str(I18N(name)) if name == "automatic" else shown, name) for shown, name in schedules]
         # What a browser keeps: the groups of jobs that it submitted, the newest first. Its key is no secret.
         self.groups = gr.BrowserState([], storage_key="oboro-groups", secret="oboro")
         self.shown = gr.State("")  # the job that is looked at

@@ -38,6 +38,7 @@ WORDS: dict[str, dict[str, str]] = {
         "guidance_hint": "How closely to follow the words",
         "sampler": "Sampler",
         "schedule": "Schedule",
+        "automatic": "Automatic",
         "reset": "Back to the model's own settings",
         # beginning with a picture
         "begin": "Begin with a picture",
@@ -119,6 +120,7 @@ WORDS: dict[str, dict[str, str]] = {
         "guidance_hint": "大きいほど言葉に沿います",
         "sampler": "サンプラー",
         "schedule": "スケジュール",
+        "automatic": "自動",
         "reset": "モデルの標準に戻す",
         "begin": "絵から始める",
         "begin_hint": "言葉に合わせて描き直します。一部を塗ると、そこだけが変わります。",

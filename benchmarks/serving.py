@@ -9,122 +9,29 @@ All traffic goes to 127.0.0.1, to a server that the command starts and ends itse
 """
 
 import argparse
-import importlib
 import os
 import random
-import re
 import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx2
 
 from benchmarks.malformed import HOSTILE, exchange, malformed
 from benchmarks.measure import machine
-from diffusion.open import open_pipeline
-from diffusion.pipeline import Picture, Report
-from diffusion.request import Request
+from benchmarks.served import POISON, Server, serving
 from diffusion.store import Store
 from diffusion.texts import read_texts
-from ui.safety import Safe
-from ui.server import Access, create_app, own_temporary_folder, run
-from ui.service import MAX_QUEUE, Service
 
-POISON = "poison"
 CLIENTS = 16
 STEPS = 1  # of a picture, where how it looks is no matter
 URL = "/v1/images/generations"
-
-
-class Poisoned(Safe):
-    """A pipeline that one prompt breaks, as faults of a library or a device do: by no mistake of the request's."""
-
-    def generate(
-        self, requests: Iterable[Request], progress: Report | None = None, batch: int = 1
-    ) -> Iterator[Picture]:
-        requests = [*requests]
-        if any(request.prompt == POISON for request in requests):
-            raise RuntimeError("a fault")
-        return super().generate(requests, progress, batch)
-
-
-@dataclass
-class Server:
-    """The command in a process of its own, which can be killed and started again."""
-
-    folder: Path
-    options: list[str] = field(default_factory=list)
-    process: subprocess.Popen[bytes] | None = None
-    port: int = 0
-    client: httpx2.Client = field(default_factory=lambda: httpx2.Client(timeout=600, limits=httpx2.Limits()))
-
-    def start(self) -> None:
-        if not self.port:
-            with socket.socket() as found:
-                found.bind(("127.0.0.1", 0))
-                self.port = found.getsockname()[1]
-        (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "benchmarks.serving", "serve", "--port", str(self.port)]
-        command += ["--jobs", str(self.jobs), *self.options]
-        environment = {**os.environ, "TMPDIR": str(self.folder / "tmp")}
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        while self.health() is None:
-            assert self.process.poll() is None, (self.folder / "log").read_text()
-            time.sleep(0.05)
-
-    @property
-    def jobs(self) -> Path:
-        return self.folder / "jobs"
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def end(self, how: int) -> int:
-        assert self.process is not None
-        self.process.send_signal(how)
-        return self.process.wait()
-
-    def health(self) -> float | None:
-        """How long it takes to say that it is well; None where it does not."""
-        begun = time.monotonic()
-        try:
-            answer = self.client.get(f"{self.url}/health", timeout=10)
-        except httpx2.TransportError:
-            return None
-        return time.monotonic() - begun if answer.status_code == 200 else None
-
-    def memory(self) -> float:
-        """MiB that it holds."""
-        assert self.process is not None
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s*(\d+)", status)
-        return int(found[1]) / 1024 if found else 0.0
-
-
-@contextmanager
-def serving(*options: str) -> Iterator[Server]:
-    with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder), [*options])
-        server.start()
-        try:
-            yield server
-        finally:
-            if server.process and server.process.poll() is None:
-                server.end(signal.SIGTERM)
 
 
 # accepted jobs, and kills
@@ -152,8 +59,7 @@ def kills(args: argparse.Namespace) -> bool:
 
         def killer() -> None:
             for kill in range(args.kills):
-                # Spread over the first three quarters, each at random: the last one's leases run out meanwhile.
-                goal = (kill + draws.random()) * 0.75 * args.count / args.kills
+                goal = (kill + draws.random()) * args.count / args.kills
                 while finished.total() < goal and not over.is_set():
                     time.sleep(0.01)
                 server.end(signal.SIGKILL)
@@ -345,28 +251,7 @@ SHOWS: dict[str, Callable[[argparse.Namespace], bool]] = {
 }
 
 
-def serve(argv: Sequence[str]) -> int:
-    """python -m ui, around a pipeline that a prompt breaks."""
-    parser = argparse.ArgumentParser()
-    add = parser.add_argument
-    add("--port", type=int)
-    add("--jobs", type=Path)
-    add("--max-queue", type=int, default=MAX_QUEUE)
-    add("--demo", action="store_true")
-    args = parser.parse_args(argv)
-    service = Service(Poisoned(open_pipeline()), Store(args.jobs), args.max_queue)
-    app = create_app(service, Access(max_body=1))
-    with own_temporary_folder():
-        if args.demo:  # whose library takes longer to start than all else
-            importlib.import_module("ui.demo").mount(app, service)
-        run(app, service, "127.0.0.1", args.port)
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] == "serve":  # in the process that is killed
-        return serve(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("shows", nargs="*", metavar="SHOW", help=f"{', '.join(SHOWS)} (default: all)")

@@ -47,7 +47,8 @@ from diffusion.config import DIFFUSERS_VERSION, checked
 from diffusion.files import SUMS, WHOLE, Files, format_sums, sums_of
 from diffusion.model import CONSISTENCY, Defaults, Model
 from diffusion.noise import Noise
-from diffusion.schedulers import SCHEDULERS, NoiseConfig
+from diffusion.scheduler_table import SCHEDULERS
+from diffusion.schedulers import NoiseConfig
 from diffusion.unet import UNet, UNetConfig
 from diffusion.weights import check_weights, sentence, shapes, shown, write_safetensors
 

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion.schedulers import SCHEDULERS, NoiseConfig
+from diffusion.scheduler_table import SCHEDULERS
+from diffusion.schedulers import NoiseConfig
 
 ZERO_SNR_ABAR = 2.0**-24  # what is left of the signal after a zero-SNR last step, as in diffusers: sigma 4096
 FLOW_END = 1 - 2.0**-24  # the flow's t = 1 would have an infinite sigma; float32 cannot tell this t from it

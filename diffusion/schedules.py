@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from diffusion.noise import Noise, interpolate
-from diffusion.schedulers import SCHEDULERS, NoiseConfig
+from diffusion.scheduler_table import SCHEDULERS
+from diffusion.schedulers import NoiseConfig
 
 # The web UI of AUTOMATIC1111's names of our grids. Both are understood.
 SCHEDULE_NAMES = {

@@ -9,7 +9,8 @@ import torch
 
 from diffusion.noise import Noise, betas
 from diffusion.samplers import SAMPLERS
-from diffusion.schedulers import CURVES, SCHEDULERS, NoiseConfig
+from diffusion.scheduler_table import CURVES, SCHEDULERS
+from diffusion.schedulers import NoiseConfig
 from diffusion.schedules import SCHEDULES, schedule
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

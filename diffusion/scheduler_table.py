@@ -1,0 +1,151 @@
+"""The schedulers of diffusers that are followed: which sampler each is, and how it reads its configuration."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """How one scheduler of diffusers reads the configuration that they all share."""
+
+    sampler: str  # the sampler here that takes its steps
+    knows: frozenset[str]  # the fields of NoiseConfig that not all of them have
+    whole_times: bool = False  # rounds times; multiplies the first noise by sqrt(1 + sigma^2), not by sigma
+    skips_last: bool = False  # spaces steps + 1 times and leaves out the last
+    ignores: frozenset[str] = frozenset()  # fields of NoiseConfig that all others have
+    defaults: dict[str, Any] = field(default_factory=dict)  # where its own differ from NoiseConfig's
+    states: dict[str, Any] = field(default_factory=dict)  # what else its file must say
+    accepts: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # of a key's values, those honoured here
+
+
+CURVES = frozenset({"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"})
+CLIP = frozenset({"clip_sample", "clip_sample_range"})
+K_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}  # the defaults of some that come from there
+# What EDM's schedulers do not have, and what they alone have.
+DISCRETE = frozenset({"beta_start", "beta_end", "beta_schedule", "trained_betas", "timestep_spacing", "steps_offset"})
+EDM = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho"})
+MULTISTEP_ACCEPTS: dict[str, tuple[Any, ...]] = {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_order": (1, 2, 3),
+    "solver_type": ("midpoint", "heun"),
+    "lower_order_final": (True,),
+}
+
+SCHEDULERS: dict[str, Scheduler] = {
+    "EulerDiscreteScheduler": Scheduler(
+        sampler="euler", knows=CURVES | {"rescale_betas_zero_snr", "final_sigmas_type"}
+    ),
+    "EulerAncestralDiscreteScheduler": Scheduler(
+        sampler="euler_ancestral", knows=frozenset({"rescale_betas_zero_snr"})
+    ),
+    "HeunDiscreteScheduler": Scheduler(sampler="heun", knows=CURVES, defaults=K_DIFFUSION),
+    "KDPM2DiscreteScheduler": Scheduler(sampler="dpm_2", knows=CURVES, defaults=K_DIFFUSION),
+    "KDPM2AncestralDiscreteScheduler": Scheduler(sampler="dpm_2_ancestral", knows=CURVES, defaults=K_DIFFUSION),
+    "LMSDiscreteScheduler": Scheduler(sampler="lms", knows=CURVES),
+    "DPMSolverSDEScheduler": Scheduler(sampler="dpmpp_sde", knows=CURVES, defaults=K_DIFFUSION),
+    "DPMSolverMultistepScheduler": Scheduler(
+        sampler="dpmpp_2m",
+        knows=CURVES
+        | {"rescale_betas_zero_snr", "final_sigmas_type", "algorithm_type", "solver_order", "solver_type"},
+        whole_times=True,
+        skips_last=True,
+        accepts=MULTISTEP_ACCEPTS,
+    ),
+    "DPMSolverSinglestepScheduler": Scheduler(
+        sampler="dpmpp_2s",
+        knows=CURVES | {"solver_order"},
+        whole_times=True,
+        skips_last=True,
+        ignores=frozenset({"timestep_spacing", "steps_offset"}),
+        accepts={
+            "algorithm_type": ("dpmsolver++",),
+            "solver_order": (1, 2, 3),
+            "solver_type": ("midpoint",),
+            "final_sigmas_type": ("zero",),
+        },
+    ),
+    "UniPCMultistepScheduler": Scheduler(
+        sampler="uni_pc",
+        knows=CURVES | {"rescale_betas_zero_snr", "final_sigmas_type"},
+        whole_times=True,
+        skips_last=True,
+        states={"solver_order": 2, "solver_type": "bh2"},
+        accepts={"solver_order": (2,), "solver_type": ("bh2",), "lower_order_final": (True,)},
+    ),
+    "DEISMultistepScheduler": Scheduler(
+        sampler="deis",
+        knows=CURVES | {"solver_order"},
+        whole_times=True,
+        skips_last=True,
+        accepts={
+            "algorithm_type": ("deis",),
+            "solver_order": (1, 2, 3),
+            "solver_type": ("logrho",),
+            "lower_order_final": (True,),
+        },
+    ),
+    "DDIMScheduler": Scheduler(
+        sampler="ddim",
+        knows=CLIP | {"rescale_betas_zero_snr", "set_alpha_to_one"},
+        whole_times=True,
+        defaults={"timestep_spacing": "leading", "clip_sample": True},
+    ),
+    "DDPMScheduler": Scheduler(
+        sampler="ddpm",
+        knows=CLIP | {"rescale_betas_zero_snr"},
+        whole_times=True,
+        defaults={"timestep_spacing": "leading", "clip_sample": True},
+    ),
+    "PNDMScheduler": Scheduler(
+        sampler="plms",
+        knows=frozenset({"set_alpha_to_one"}),
+        whole_times=True,
+        defaults={"timestep_spacing": "leading", "set_alpha_to_one": False, "skip_prk_steps": False},
+        states={"skip_prk_steps": True},
+        accepts={
+            "prediction_type": ("epsilon", "v_prediction"),
+            "skip_prk_steps": (True,),
+            "timestep_spacing": ("leading",),  # on others it does not keep to its own grid, as DDIM does not
+        },
+    ),
+    "LCMScheduler": Scheduler(
+        sampler="lcm",
+        knows=CLIP | {"rescale_betas_zero_snr", "original_inference_steps"},
+        whole_times=True,
+        ignores=frozenset({"timestep_spacing", "steps_offset"}),
+        defaults={**K_DIFFUSION, "beta_schedule": "scaled_linear"},
+        accepts={"timestep_scaling": (10.0,)},
+    ),
+    "TCDScheduler": Scheduler(
+        sampler="tcd",
+        knows=frozenset({"rescale_betas_zero_snr", "original_inference_steps"}),
+        whole_times=True,
+        ignores=frozenset({"timestep_spacing", "steps_offset"}),
+        defaults={**K_DIFFUSION, "beta_schedule": "scaled_linear"},
+        accepts={"clip_sample": (True, False)},  # it clips nothing
+    ),
+    "EDMEulerScheduler": Scheduler(
+        sampler="euler", knows=EDM | {"final_sigmas_type"}, ignores=DISCRETE, defaults={"sigma_data": 0.5},
+        accepts={"prediction_type": ("epsilon", "v_prediction")},
+    ),
+    "EDMDPMSolverMultistepScheduler": Scheduler(
+        sampler="dpmpp_2m",
+        knows=EDM | {"final_sigmas_type", "algorithm_type", "solver_order", "solver_type"},
+        ignores=DISCRETE,
+        defaults={"sigma_data": 0.5},
+        accepts={**MULTISTEP_ACCEPTS, "prediction_type": ("epsilon", "v_prediction")},
+    ),
+    "FlowMatchEulerDiscreteScheduler": Scheduler(
+        sampler="euler", knows=frozenset({"shift"}), defaults={"prediction_type": "flow_prediction"}
+    ),
+}
+
+# Which of DPM-Solver++'s samplers, by `algorithm_type` and `solver_order`. Of the SDE's, diffusers has a third
+# order, too, where x0's curvature has another sign and weight than in k-diffusion's: it is of order 1.
+MULTISTEP = {
+    ("dpmsolver++", 1): "ddim",
+    ("dpmsolver++", 2): "dpmpp_2m",
+    ("dpmsolver++", 3): "dpmpp_3m",
+    ("sde-dpmsolver++", 1): "euler_ancestral",
+    ("sde-dpmsolver++", 2): "dpmpp_2m_sde",
+}

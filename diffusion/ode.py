@@ -1,6 +1,7 @@
 """Samplers that solve the probability-flow ODE, dx / dsigma = (x - x0) / sigma (Karras et al. 2022, equation 1).
 
 Without churn they draw no noise: the picture is a function of its first x. See `samplers` for their form.
+The multistep solvers end with lower orders where there are fewer than `few` steps.
 Lu et al. 2022a is DPM-Solver, 2022b DPM-Solver++.
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from diffusion.seeds import Draw
 from diffusion.steps import (
+    FEW,
     Denoise,
     ahead,
     churn,
@@ -22,8 +24,6 @@ from diffusion.steps import (
     midpoint_step,
     slope_share,
 )
-
-FEW = 15  # steps; below it the multistep solvers end with lower orders, as in diffusers
 
 
 def euler(
@@ -133,14 +133,16 @@ def _slope(x: Tensor, x0: Tensor, sigma: float, velocity: bool) -> Tensor:
     return (slope - sigma * x0) / math.hypot(1, sigma) if velocity else slope
 
 
-def deis(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, order: int = 2) -> Tensor:
+def deis(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, order: int = 2, few: float = FEW
+) -> Tensor:
     """DEIS in log rho (Zhang & Chen 2023): the noise as a polynomial in log sigma. Order 1 to 3."""
     grid, steps = levels(sigmas), len(sigmas) - 1  # equal sigmas at the end count as steps to be few or not
     slopes = deque[Tensor](maxlen=order)
     for i, (sigma, lower) in enumerate(pairwise(grid)):
         x0 = denoise(x, sigma)
         slopes.appendleft((x - x0) / sigma)
-        use = min(len(slopes), steps - i) if steps < FEW else len(slopes)
+        use = min(len(slopes), steps - i) if steps < few else len(slopes)
         # Integrals over the step of u and u^2, where u = log of sigma over where the step begins.
         log = math.log(lower / sigma) if lower > 0 else 0.0  # multiplied by `lower` below
         first = -sigma - lower * (log - 1)
@@ -176,17 +178,19 @@ def dpmpp_2s(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, order:
     return x
 
 
-def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoint: bool = True) -> Tensor:
+def dpmpp_2m(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoint: bool = True, few: float = FEW
+) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2). Order 2, one evaluation a step.
 
     In the time lambda = -log sigma, x0 goes on along its last slope to the middle of the step (or, without
     `midpoint`, all along it). The last step is of order 1 if it ends at 0, which lambda never reaches, or if there
-    are fewer than 15.
+    are few.
     """
     steps, h, previous = len(sigmas) - 1, 0.0, x  # as in `deis`
     for i, (sigma, lower) in enumerate(pairwise(levels(sigmas))):
         x0 = towards = denoise(x, sigma)
-        if i > 0 and lower > 0 and not (i == steps - 1 and steps < FEW):
+        if i > 0 and lower > 0 and not (i == steps - 1 and steps < few):
             slope, length = (x0 - previous) / h, math.log(sigma / lower)
             towards = x0 + (length / 2 if midpoint else length * slope_share(length)) * slope
         x = torch.lerp(towards, x, lower / sigma)
@@ -194,18 +198,20 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoi
     return x
 
 
-def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoint: bool = True) -> Tensor:
+def dpmpp_3m(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoint: bool = True, few: float = FEW
+) -> Tensor:
     """DPM-Solver++(3M) (Lu et al. 2022b): (2M) with x0's curvature, too. One evaluation a step.
 
     The curvature has half of its weight in the exact integral, in the authors' program and all that follow it: so it
-    is of order 2, with smaller errors than (2M). The second step is (2M)'s, and so is the last but one of fewer
-    than 15; the first is of order 1, and so is the last of those and one that ends at 0.
+    is of order 2, with smaller errors than (2M). The second step is (2M)'s, and so is the last but one of few; the
+    first is of order 1, and so is the last of few and one that ends at 0.
     """
     grid = levels(sigmas)
     x0s, lengths, steps = deque[Tensor](maxlen=3), deque[float](maxlen=2), len(sigmas) - 1  # as in `deis`
     for i, (sigma, lower) in enumerate(pairwise(grid)):
         x0s.appendleft(denoise(x, sigma))
-        order = min(len(x0s), steps - i) if steps < FEW else len(x0s)
+        order = min(len(x0s), steps - i) if steps < few else len(x0s)
         h = math.log(sigma / lower) if lower > 0 else math.inf
         if order == 1 or lower == 0:
             towards = x0s[0]
@@ -218,13 +224,14 @@ def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoi
     return x
 
 
-def uni_pc(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
+def uni_pc(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, few: float = math.inf) -> Tensor:
     """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 1 and 2). Order 2, one evaluation a step.
 
     It predicts as DPM-Solver++(2M) steps. The evaluation where it arrives, which the next step needs anyway,
-    corrects the step just made, by x0's slope and curvature along it. The last step is of order 1.
+    corrects the step just made, by x0's slope and curvature along it. The last step is of order 1 if there are few,
+    or if it ends at 0.
     """
-    grid = levels(sigmas)
+    grid, steps = levels(sigmas), len(sigmas) - 1  # as in `deis`
     x0, start, higher, h, slope = denoise(x, grid[0]), x, grid[0], 0.0, torch.zeros_like(x)
     x = torch.lerp(x0, x, grid[1] / grid[0])
     for i in range(1, len(grid) - 1):
@@ -242,6 +249,7 @@ def uni_pc(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw) -> Tensor:
         x = torch.lerp(towards, start, sigma / higher)
         # Predict the step from sigma to lower.
         x0, start, higher, slope = arrived, x, sigma, change / h
-        on = math.log(sigma / lower) / 2 * slope if i < len(grid) - 2 else 0.0
+        last = lower == 0 or (i == steps - 1 and steps < few)
+        on = 0.0 if last else math.log(sigma / lower) / 2 * slope
         x = torch.lerp(x0 + on, x, lower / sigma)
     return x

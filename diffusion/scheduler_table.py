@@ -24,11 +24,13 @@ K_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}  # the defaults of some
 # What EDM's schedulers do not have, and what they alone have.
 DISCRETE = frozenset({"beta_start", "beta_end", "beta_schedule", "trained_betas", "timestep_spacing", "steps_offset"})
 EDM = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho"})
+MULTISTEP_KNOWS = frozenset(
+    {"final_sigmas_type", "algorithm_type", "solver_order", "solver_type", "lower_order_final", "euler_at_final"}
+)
 MULTISTEP_ACCEPTS: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
     "solver_order": (1, 2, 3),
     "solver_type": ("midpoint", "heun"),
-    "lower_order_final": (True,),
 }
 
 SCHEDULERS: dict[str, Scheduler] = {
@@ -45,8 +47,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     "DPMSolverSDEScheduler": Scheduler(sampler="dpmpp_sde", knows=CURVES, defaults=K_DIFFUSION),
     "DPMSolverMultistepScheduler": Scheduler(
         sampler="dpmpp_2m",
-        knows=CURVES
-        | {"rescale_betas_zero_snr", "final_sigmas_type", "algorithm_type", "solver_order", "solver_type"},
+        knows=CURVES | MULTISTEP_KNOWS | {"rescale_betas_zero_snr"},
         whole_times=True,
         skips_last=True,
         accepts=MULTISTEP_ACCEPTS,
@@ -66,23 +67,18 @@ SCHEDULERS: dict[str, Scheduler] = {
     ),
     "UniPCMultistepScheduler": Scheduler(
         sampler="uni_pc",
-        knows=CURVES | {"rescale_betas_zero_snr", "final_sigmas_type"},
+        knows=CURVES | {"rescale_betas_zero_snr", "final_sigmas_type", "lower_order_final"},
         whole_times=True,
         skips_last=True,
         states={"solver_order": 2, "solver_type": "bh2"},
-        accepts={"solver_order": (2,), "solver_type": ("bh2",), "lower_order_final": (True,)},
+        accepts={"solver_order": (2,), "solver_type": ("bh2",)},
     ),
     "DEISMultistepScheduler": Scheduler(
         sampler="deis",
-        knows=CURVES | {"solver_order"},
+        knows=CURVES | {"solver_order", "lower_order_final"},
         whole_times=True,
         skips_last=True,
-        accepts={
-            "algorithm_type": ("deis",),
-            "solver_order": (1, 2, 3),
-            "solver_type": ("logrho",),
-            "lower_order_final": (True,),
-        },
+        accepts={"algorithm_type": ("deis",), "solver_order": (1, 2, 3), "solver_type": ("logrho",)},
     ),
     "DDIMScheduler": Scheduler(
         sampler="ddim",
@@ -130,7 +126,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     ),
     "EDMDPMSolverMultistepScheduler": Scheduler(
         sampler="dpmpp_2m",
-        knows=EDM | {"final_sigmas_type", "algorithm_type", "solver_order", "solver_type"},
+        knows=EDM | MULTISTEP_KNOWS,
         ignores=DISCRETE,
         defaults={"sigma_data": 0.5},
         accepts={**MULTISTEP_ACCEPTS, "prediction_type": ("epsilon", "v_prediction")},

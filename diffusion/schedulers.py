@@ -35,7 +35,7 @@ _HONOURED: dict[str, tuple[Any, ...]] = {
 _INERT = {
     *("base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift", "time_shift_type", "flow_shift"),
     *("dynamic_thresholding_ratio", "sample_max_value", "noise_sampler_seed"),
-    *("euler_at_final", "skip_prk_steps", "lower_order_final", "timestep_scaling"),
+    *("skip_prk_steps", "timestep_scaling"),
 }
 
 
@@ -61,6 +61,8 @@ class NoiseConfig:
     algorithm_type: str = "dpmsolver++"  # dpmsolver++ | sde-dpmsolver++
     solver_order: int = 2  # 1 | 2 | 3
     solver_type: str = "midpoint"  # midpoint | heun
+    lower_order_final: bool = True  # whether the last of few steps have lower orders
+    euler_at_final: bool = False  # whether the last of many has order 1, too
     clip_sample: bool = False  # of x0 to +-clip_sample_range
     clip_sample_range: float = 1.0
     original_inference_steps: int = 50  # the times that a consistency model was distilled at
@@ -87,6 +89,8 @@ class NoiseConfig:
             raise ValueError(
                 f"solver_order is {self.solver_order} with algorithm_type {self.algorithm_type!r}; expected 1 or 2."
             )
+        if self.euler_at_final and self.solver_order == 3 and self.final_sigmas_type == "sigma_min":
+            raise ValueError("euler_at_final with solver_order 3 and final_sigmas_type 'sigma_min' is not supported.")
         _one_of("sigma_schedule", self.sigma_schedule, ("karras", "exponential"))
         if not 0 < self.sigma_min < self.sigma_max or self.sigma_data <= 0 or self.rho <= 0:
             raise ValueError(
@@ -139,6 +143,8 @@ class NoiseConfig:
             said["order"] = self.solver_order
         if "solver_type" in knows:
             said["midpoint"] = self.solver_type == "midpoint"
+        if not self.lower_order_final or (self.euler_at_final and self.solver_order == 2):
+            said["few"] = math.inf if self.euler_at_final else 0
         if self.clip_sample:
             said["clip"] = self.clip_sample_range
         if self.prediction_type == "v_prediction" and self.scheduler == "PNDMScheduler":
@@ -162,8 +168,6 @@ class NoiseConfig:
         name = config.get("_class_name", cls.scheduler)
         _one_of("_class_name", name, SCHEDULERS)
         scheduler, known = SCHEDULERS[name], _fields(name)
-        if config.get("final_sigmas_type") == "sigma_min":  # else it is a step of Euler's in any case
-            _one_of("euler_at_final with final_sigmas_type 'sigma_min'", config.get("euler_at_final", False), (False,))
         values: dict[str, Any] = {}
         for key, value in {**scheduler.defaults, **config}.items():
             if key in known:

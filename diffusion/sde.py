@@ -16,6 +16,7 @@ from torch import Tensor
 from diffusion.schedules import karras
 from diffusion.seeds import Draw
 from diffusion.steps import (
+    FEW,
     Denoise,
     ahead,
     ancestral,
@@ -174,18 +175,19 @@ def dpmpp_2m_sde(
     eta: float = 1.0,
     s_noise: float = 1.0,
     midpoint: bool = True,
+    few: float = FEW,
 ) -> Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b). One evaluation a step.
 
     x0's slope is taken at the middle of the step or, without `midpoint`, all along it. With eta 0 it is `dpmpp_2m`.
     """
-    previous, past = x, 0.0
+    steps, previous, past = len(sigmas) - 1, x, 0.0
     for i, (sigma, lower) in enumerate(pairwise(levels(sigmas))):
         x0 = denoise(x, sigma)
         if lower == 0:
             return x0
         h, towards = math.log(sigma / lower), x0
-        if i > 0:
+        if i > 0 and not (i == steps - 1 and steps < few):
             share = 1 / 2 if midpoint else slope_share((1 + eta) * h)
             towards = x0 + share * h / past * (x0 - previous)
         x = _forget(x, towards, h, eta) + _added(lower, h, eta, s_noise, noise)

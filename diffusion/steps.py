@@ -18,6 +18,8 @@ from diffusion.seeds import Draw
 
 Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) => x0
 
+FEW = 15  # steps; below it multistep solvers end with lower orders, as in diffusers
+
 
 def levels(sigmas: Tensor) -> list[float]:
     """The sigmas as numbers. Of equal neighbours one stays: a step of no length changes nothing but history."""

@@ -183,7 +183,6 @@ def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> Non
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}, "prediction_type"),
         ({"_class_name": "EDMEulerScheduler", "sigma_min": 100.0}, "expected numbers above 0, and a sigma_max above"),
         ({"_class_name": "EDMEulerScheduler", "sigma_schedule": "linear"}, "sigma_schedule"),
-        ({"_class_name": "EDMDPMSolverMultistepScheduler", "lower_order_final": False}, "lower_order_final"),
         ({"_class_name": "PNDMScheduler"}, "skip_prk_steps"),  # diffusers' default there
         ({"_class_name": "PNDMScheduler", "skip_prk_steps": True, "timestep_spacing": "trailing"}, "timestep_spacing"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "deis"}, "algorithm_type"),
@@ -192,8 +191,15 @@ def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> Non
             {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "algorithm_type": "sde-dpmsolver++"},
             "solver_order is 3 with algorithm_type 'sde-dpmsolver\\+\\+'; expected 1 or 2",
         ),
-        ({"_class_name": "DPMSolverMultistepScheduler", "lower_order_final": False}, "lower_order_final"),
-        ({"final_sigmas_type": "sigma_min", "euler_at_final": True}, "euler_at_final"),
+        (
+            {
+                "_class_name": "DPMSolverMultistepScheduler",
+                "solver_order": 3,
+                "final_sigmas_type": "sigma_min",
+                "euler_at_final": True,
+            },
+            "euler_at_final",
+        ),
         ({"_class_name": "DPMSolverSinglestepScheduler", "solver_type": "heun"}, "solver_type"),
         ({"_class_name": "UniPCMultistepScheduler", "solver_order": 3}, "solver_order"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type"),
@@ -215,6 +221,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(config: dict, named: str) ->
     [
         ({"solver_order": 3, "solver_type": "heun"}, "dpmpp_3m", {"midpoint": False}),
         ({"algorithm_type": "sde-dpmsolver++"}, "dpmpp_2m_sde", {"midpoint": True}),
+        ({"lower_order_final": False}, "dpmpp_2m", {"midpoint": True, "few": 0}),
+        ({"lower_order_final": False, "euler_at_final": True}, "dpmpp_2m", {"midpoint": True, "few": math.inf}),
         ({"_class_name": "DEISMultistepScheduler", "solver_order": 3}, "deis", {"order": 3}),
         ({"_class_name": "DDIMScheduler", "clip_sample_range": 2.0}, "ddim", {"clip": 2.0}),
         ({"_class_name": "DDIMScheduler", "clip_sample": False}, "ddim", {}),

@@ -92,6 +92,20 @@ LOOPS = [
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}),
+    *(
+        ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"} | said)
+        for said in (
+            {"lower_order_final": False},
+            {"lower_order_final": False, "solver_order": 3},
+            {"lower_order_final": False, "algorithm_type": "sde-dpmsolver++"},
+            {"lower_order_final": True, "algorithm_type": "sde-dpmsolver++"},
+            {"euler_at_final": True},
+            {"euler_at_final": True, "lower_order_final": False},
+            {"euler_at_final": True, "algorithm_type": "sde-dpmsolver++"},
+        )
+    ),
+    ("DPMSolverMultistepScheduler", {"lower_order_final": False, "solver_order": 3}),
+    ("DPMSolverMultistepScheduler", {"euler_at_final": True, "solver_order": 3}),
     ("DPMSolverSinglestepScheduler", {}),
     ("DPMSolverSinglestepScheduler", {"use_karras_sigmas": True}),
     ("DPMSolverSinglestepScheduler", {"solver_order": 1}),
@@ -100,7 +114,11 @@ LOOPS = [
     ("UniPCMultistepScheduler", {"timestep_spacing": "trailing"}),
     ("DEISMultistepScheduler", {}),
     ("DEISMultistepScheduler", {"use_karras_sigmas": True}),  # its last two sigmas are one
+    ("UniPCMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
+    ("UniPCMultistepScheduler", {"final_sigmas_type": "sigma_min", "lower_order_final": False}),
     ("DEISMultistepScheduler", {"solver_order": 1}),
+    ("DEISMultistepScheduler", {"lower_order_final": False}),
+    ("DEISMultistepScheduler", {"solver_order": 3, "lower_order_final": False}),
     ("DEISMultistepScheduler", {"solver_order": 3}),
     ("DDIMScheduler", {"timestep_spacing": "leading"}),
     ("DDIMScheduler", {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}),
@@ -124,6 +142,10 @@ LOOPS = [
     ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5, "solver_order": 3}),
     ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5, "final_sigmas_type": "sigma_min"}),
     ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5, "algorithm_type": "sde-dpmsolver++"}),
+    (
+        "EDMDPMSolverMultistepScheduler",
+        {"sigma_data": 0.5, "final_sigmas_type": "sigma_min", "lower_order_final": False},
+    ),
     ("FlowMatchEulerDiscreteScheduler", {"prediction_type": "flow_prediction", "shift": 3.0}),
 ]  # fmt: skip
 

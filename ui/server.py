@@ -96,15 +96,22 @@ def create_app(
 
 
 class Ending:
-    """ASGI middleware: what listens to its client until that leaves, as the streams of the demo's open pages do, hears
-    that it has left when the service stops."""
+    """ASGI middleware: what has heard its client out and listens until that leaves, as the streams of the demo's open
+    pages do, hears that it has left when the service stops."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
         self.service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = False
+
         async def receive_or_end() -> Message:
+            nonlocal whole
+            if not whole:
+                heard = await receive()
+                whole = not heard.get("more_body", False)
+                return heard
             message = asyncio.ensure_future(receive())
             try:
                 while not message.done():

@@ -21,8 +21,10 @@ from diffusion.steps import (
     churn,
     heun_step,
     levels,
+    means,
     midpoint_step,
     slope_share,
+    through,
 )
 
 
@@ -224,32 +226,41 @@ def dpmpp_3m(
     return x
 
 
-def uni_pc(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, few: float = math.inf) -> Tensor:
-    """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 1 and 2). Order 2, one evaluation a step.
+def uni_pc(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    order: int = 2,
+    few: float = math.inf,
+    bh1: bool = False,
+    uncorrected: Sequence[int] = (),
+) -> Tensor:
+    """UniPC (Zhao et al. 2023, algorithms 1 and 2), with B(h) = e^h - 1 or, with `bh1`, h. One evaluation a step.
 
-    It predicts as DPM-Solver++(2M) steps. The evaluation where it arrives, which the next step needs anyway,
-    corrects the step just made, by x0's slope and curvature along it. The last step is of order 1 if there are few,
-    or if it ends at 0.
+    It predicts with x0's polynomial through the last evaluations, `order` of them. The evaluation where it arrives,
+    which the next step needs anyway, corrects the step just made, but for those whose numbers are in `uncorrected`.
+    The last steps have lower orders if there are few; one that ends at 0 is of order 1.
     """
     grid, steps = levels(sigmas), len(sigmas) - 1  # as in `deis`
-    x0, start, higher, h, slope = denoise(x, grid[0]), x, grid[0], 0.0, torch.zeros_like(x)
-    x = torch.lerp(x0, x, grid[1] / grid[0])
-    for i in range(1, len(grid) - 1):
-        sigma, lower = grid[i], grid[i + 1]
-        # Correct the step from `higher` to sigma, which began at `start`.
-        arrived = denoise(x, sigma)
-        h, past_h = math.log(higher / sigma), h
-        change = arrived - x0
-        if i == 1:
-            towards = x0 + change / 2
-        else:  # the weights of x0's slope and of its curvature in the step's exact integral
-            b = slope_share(h)
-            curvature = (change / h - slope) / (h + past_h)
-            towards = x0 + b * change - (2 * b - 1) * h * curvature
-        x = torch.lerp(towards, start, sigma / higher)
-        # Predict the step from sigma to lower.
-        x0, start, higher, slope = arrived, x, sigma, change / h
-        last = lower == 0 or (i == steps - 1 and steps < few)
-        on = 0.0 if last else math.log(sigma / lower) / 2 * slope
-        x = torch.lerp(x0 + on, x, lower / sigma)
+    x0s, start, use = list[Tensor](), x, 0
+    for i, (sigma, lower) in enumerate(pairwise(grid)):
+        x0 = denoise(x, sigma)
+        if i > 0 and i - 1 not in uncorrected:
+            x = _unified([*x0s[:use], x0], [*grid[i - 1 :: -1][:use], sigma], start, grid[i - 1], sigma, bh1)
+        x0s, start = [x0, *x0s][:order], x
+        use = 1 if lower == 0 else min(len(x0s), steps - i) if steps < few else len(x0s)
+        x = _unified(x0s[:use], grid[i::-1][:use], x, sigma, lower, bh1)
     return x
+
+
+def _unified(x0s: Sequence[Tensor], at: Sequence[float], x: Tensor, sigma: float, lower: float, bh1: bool) -> Tensor:
+    """UniPC's step from sigma to lower, along x0's polynomial through `x0s` at the sigmas `at`, the first is sigma.
+
+    Of a line it is not the exact mean over the step that it takes, but the middle, which B(h) moves.
+    """
+    h = math.log(sigma / lower) if lower > 0 else math.inf
+    middle = h / -math.expm1(-h) / 2 if bh1 else 1 / 2
+    shares = [1.0, middle] if len(at) == 2 else means(h, len(at))
+    return torch.lerp(through(x0s, [math.log(sigma / other) / h for other in at], shares), x, lower / sigma)

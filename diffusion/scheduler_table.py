@@ -67,11 +67,13 @@ SCHEDULERS: dict[str, Scheduler] = {
     ),
     "UniPCMultistepScheduler": Scheduler(
         sampler="uni_pc",
-        knows=CURVES | {"rescale_betas_zero_snr", "final_sigmas_type", "lower_order_final"},
+        knows=CURVES
+        | {"rescale_betas_zero_snr", "final_sigmas_type", "solver_order", "solver_type", "lower_order_final"}
+        | {"disable_corrector"},
         whole_times=True,
         skips_last=True,
-        states={"solver_order": 2, "solver_type": "bh2"},
-        accepts={"solver_order": (2,), "solver_type": ("bh2",)},
+        defaults={"solver_type": "bh2"},
+        accepts={"solver_order": (1, 2, 3), "solver_type": ("bh1", "bh2", "midpoint")},  # which is bh2 to it
     ),
     "DEISMultistepScheduler": Scheduler(
         sampler="deis",

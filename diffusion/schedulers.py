@@ -15,7 +15,6 @@ from diffusion.scheduler_table import CURVES, MULTISTEP, SCHEDULERS
 # What diffusers' files may also say: each key with the values under which it changes nothing here.
 _HONOURED: dict[str, tuple[Any, ...]] = {
     "clip_sample": (False,),
-    "disable_corrector": ([],),
     "interpolation_type": ("linear",),
     "invert_sigmas": (False,),
     "lambda_min_clipped": (-math.inf,),
@@ -60,9 +59,10 @@ class NoiseConfig:
     final_sigmas_type: str = "zero"  # zero | sigma_min: the same question, as the other schedulers put it
     algorithm_type: str = "dpmsolver++"  # dpmsolver++ | sde-dpmsolver++
     solver_order: int = 2  # 1 | 2 | 3
-    solver_type: str = "midpoint"  # midpoint | heun
+    solver_type: str = "midpoint"  # midpoint | heun; UniPC's are bh1 | bh2
     lower_order_final: bool = True  # whether the last of few steps have lower orders
     euler_at_final: bool = False  # whether the last of many has order 1, too
+    disable_corrector: tuple[int, ...] = ()  # the steps that UniPC does not correct
     clip_sample: bool = False  # of x0 to +-clip_sample_range
     clip_sample_range: float = 1.0
     original_inference_steps: int = 50  # the times that a consistency model was distilled at
@@ -142,9 +142,13 @@ class NoiseConfig:
         if "solver_order" in knows and not self.multistep:
             said["order"] = self.solver_order
         if "solver_type" in knows:
-            said["midpoint"] = self.solver_type == "midpoint"
+            said["midpoint"] = self.solver_type != "heun"
         if not self.lower_order_final or (self.euler_at_final and self.solver_order == 2):
             said["few"] = math.inf if self.euler_at_final else 0
+        if self.solver_type == "bh1":
+            said["bh1"] = True
+        if self.disable_corrector:
+            said["uncorrected"] = self.disable_corrector
         if self.clip_sample:
             said["clip"] = self.clip_sample_range
         if self.prediction_type == "v_prediction" and self.scheduler == "PNDMScheduler":
@@ -187,7 +191,8 @@ class NoiseConfig:
         known = _fields(self.scheduler)
         if self.flow:  # of the fields that the others share, it has the number of times alone
             known = SCHEDULERS[self.scheduler].knows | {"num_train_timesteps"}
-        kept = {key: value for key, value in asdict(self).items() if key in known}
+        fields = asdict(self).items()
+        kept = {key: [*value] if isinstance(value, tuple) else value for key, value in fields if key in known}
         return {"_class_name": self.scheduler, **kept, **SCHEDULERS[self.scheduler].states}
 
 

@@ -69,6 +69,24 @@ def slope_share(h: float) -> float:
     return -1 / math.expm1(-h) - 1 / h
 
 
+def means(h: float, count: int) -> list[float]:
+    """Of 1, u, u^2, ... as u goes from 0 to 1 over a step of length h in -log sigma, weighed as the ODE does x0."""
+    found = [1.0]
+    for n in range(1, count):  # by parts
+        found.append(-1 / math.expm1(-h) - n / h * found[-1])
+    return found
+
+
+def through(x0s: Sequence[Tensor], at: Sequence[float], means: Sequence[float]) -> Tensor:
+    """What the polynomial that is x0s[i] at u = at[i] comes to, if u^n comes to means[n]."""
+    powers = torch.tensor(at, dtype=torch.float64) ** torch.arange(len(at))[:, None]
+    weights = torch.linalg.solve(powers, torch.tensor(means, dtype=torch.float64)).tolist()
+    mean = x0s[0]
+    for weight, x0 in zip(weights[1:], x0s[1:], strict=True):  # all weights are 1 together
+        mean = mean + weight * (x0 - x0s[0])
+    return mean
+
+
 def ahead(x0s: Sequence[Tensor], h: float, past: Sequence[float], stretch: float = 1) -> Tensor:
     """The point that DPM-Solver++(3M) heads for over a step h: x0 goes on with its slope and curvature in -log sigma.
 

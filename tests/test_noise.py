@@ -155,8 +155,9 @@ HERE = [name for name in SCHEDULERS if "dummy" not in getattr(diffusers, name)._
 @pytest.mark.parametrize("scheduler", HERE)
 def test_configurations_survive_the_way_through_diffusers(scheduler: str, tmp_path) -> None:
     kind = "flow_prediction" if scheduler.startswith("Flow") else "v_prediction"
-    spacing = {"timestep_spacing": "leading"} if scheduler == "PNDMScheduler" else {}
-    config = NoiseConfig(scheduler=scheduler, prediction_type=kind, num_train_timesteps=50, **spacing)
+    said = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
+    said |= {"_class_name": scheduler, "prediction_type": kind, "num_train_timesteps": 50}
+    config = NoiseConfig.from_dict(said)
     written = config.to_dict()
     theirs, unused = getattr(diffusers, scheduler).from_config(written, return_unused_kwargs=True)
     assert not set(unused) - {"_class_name"}
@@ -201,7 +202,8 @@ def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> Non
             "euler_at_final",
         ),
         ({"_class_name": "DPMSolverSinglestepScheduler", "solver_type": "heun"}, "solver_type"),
-        ({"_class_name": "UniPCMultistepScheduler", "solver_order": 3}, "solver_order"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_order": 4}, "solver_order"),
+        ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "predict_x0"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type"),
         ({"use_exponential_sigmas": True, "use_karras_sigmas": True}, "use_exponential_sigmas"),
         ({"thresholding": True}, "thresholding"),

@@ -115,6 +115,15 @@ LOOPS = [
     ("DEISMultistepScheduler", {}),
     ("DEISMultistepScheduler", {"use_karras_sigmas": True}),  # its last two sigmas are one
     ("UniPCMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
+    ("UniPCMultistepScheduler", {"solver_order": 1}),
+    ("UniPCMultistepScheduler", {"solver_order": 3}),
+    ("UniPCMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True, "prediction_type": "v_prediction"}),
+    ("UniPCMultistepScheduler", {"solver_order": 3, "final_sigmas_type": "sigma_min", "lower_order_final": False}),
+    *(  # on the way to 0, diffusers' bh1 is not a number
+        ("UniPCMultistepScheduler", {"solver_type": "bh1", "solver_order": order, "final_sigmas_type": "sigma_min"})
+        for order in (1, 2, 3)
+    ),
+    ("UniPCMultistepScheduler", {"disable_corrector": (0, 3)}),
     ("UniPCMultistepScheduler", {"final_sigmas_type": "sigma_min", "lower_order_final": False}),
     ("DEISMultistepScheduler", {"solver_order": 1}),
     ("DEISMultistepScheduler", {"lower_order_final": False}),
@@ -332,6 +341,9 @@ def exponential(start: float, steps: int) -> Tensor:
         ("deis", {}, exponential, 100, 2),
         ("deis", {"order": 3}, exponential, 100, 3),
         ("uni_pc", {}, exponential, 10, 2),
+        ("uni_pc", {"order": 1}, exponential, 10, 2),  # its corrector's
+        ("uni_pc", {"bh1": True}, exponential, 10, 2),
+        ("uni_pc", {"order": 3, "few": 0}, exponential, 100, 3),
     ],
 )
 def test_order_of_convergence(name: str, asked: dict, grid, start: float, order: int, truth: dict) -> None:

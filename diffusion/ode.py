@@ -7,7 +7,7 @@ Lu et al. 2022a is DPM-Solver, 2022b DPM-Solver++.
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -107,11 +107,22 @@ def _lagrange(nodes: Sequence[float], end: float) -> list[float]:
 ADAMS_BASHFORTH = ((), (-1 / 2,), (-16 / 12, 5 / 12), (-59 / 24, 37 / 24, -9 / 24))  # after the newest slope's
 
 
-def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, velocity: bool = False) -> Tensor:
+def plms(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    velocity: bool = False,
+    runge_kutta: bool = False,
+    between: Callable[[float, float], tuple[float, float]] = lambda sigma, lower: (math.sqrt(sigma * lower),) * 2,
+) -> Tensor:
     """PLMS (PNDM, Liu et al. 2022): Adams-Bashforth as if the steps were even, as those of time are.
 
-    It starts with Heun's method and so makes one evaluation more than steps. With `velocity` it is v that is taken
-    on, not its noise: diffusers does so for networks that predict v.
+    It starts with Heun's method and so makes one evaluation more than steps; or, with `runge_kutta`, with three steps
+    of four evaluations. With `velocity` it is v that is taken on, not its noise: diffusers does so for networks that
+    predict v. `between` is the middle of a step: the first x there is at the first of its sigmas and is taken for one
+    at the second, of which it has no other value where times are whole and their distance is odd.
     """
     past = deque[Tensor](maxlen=3)
     grid = levels(sigmas)
@@ -119,7 +130,9 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, velocity: 
         x0 = denoise(x, sigma)
         new = _slope(x, x0, sigma, velocity)
         towards = torch.lerp(x0, x, lower / sigma)
-        if i == 0 and len(grid) > 2:
+        if runge_kutta and i < min(3, len(grid) - 2):
+            change = _runge_kutta(denoise, x, x0, sigma, lower, between(sigma, lower), velocity)
+        elif i == 0 and len(grid) > 2:
             change = (_slope(towards, denoise(towards, lower), lower, velocity) - new) / 2
         else:
             weights = ADAMS_BASHFORTH[len(past)]
@@ -127,6 +140,20 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, velocity: 
         past.appendleft(new)
         x = towards + (lower - sigma) / (math.hypot(1, sigma) if velocity else 1) * change
     return x
+
+
+def _runge_kutta(
+    denoise: Denoise, x: Tensor, x0: Tensor, sigma: float, lower: float, middles: tuple[float, float], velocity: bool
+) -> Tensor:
+    """How far the slope over the step is, in Runge and Kutta's classical mean, from that at its beginning."""
+    new, (first, middle) = _slope(x, x0, sigma, velocity), middles
+    norm, change, total = math.hypot(1, sigma) if velocity else 1, torch.zeros_like(x), torch.zeros_like(x)
+    for end, at, share in ((first, middle, 1 / 3), (middle, middle, 1 / 3), (lower, lower, 1 / 6)):
+        there = torch.lerp(x0, x, end / sigma) + (end - sigma) / norm * change
+        there = math.hypot(1, at) / math.hypot(1, end) * there
+        change = _slope(there, denoise(there, at), at, velocity) - new
+        total = total + share * change
+    return total
 
 
 def _slope(x: Tensor, x0: Tensor, sigma: float, velocity: bool) -> Tensor:

@@ -14,7 +14,6 @@ class Scheduler:
     skips_last: bool = False  # spaces steps + 1 times and leaves out the last
     ignores: frozenset[str] = frozenset()  # fields of NoiseConfig that all others have
     defaults: dict[str, Any] = field(default_factory=dict)  # where its own differ from NoiseConfig's
-    states: dict[str, Any] = field(default_factory=dict)  # what else its file must say
     accepts: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # of a key's values, those honoured here
 
 
@@ -96,13 +95,11 @@ SCHEDULERS: dict[str, Scheduler] = {
     ),
     "PNDMScheduler": Scheduler(
         sampler="plms",
-        knows=frozenset({"set_alpha_to_one"}),
+        knows=frozenset({"set_alpha_to_one", "skip_prk_steps"}),
         whole_times=True,
         defaults={"timestep_spacing": "leading", "set_alpha_to_one": False, "skip_prk_steps": False},
-        states={"skip_prk_steps": True},
         accepts={
             "prediction_type": ("epsilon", "v_prediction"),
-            "skip_prk_steps": (True,),
             "timestep_spacing": ("leading",),  # on others it does not keep to its own grid, as DDIM does not
         },
     ),

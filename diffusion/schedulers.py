@@ -34,7 +34,7 @@ _HONOURED: dict[str, tuple[Any, ...]] = {
 _INERT = {
     *("base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift", "time_shift_type", "flow_shift"),
     *("dynamic_thresholding_ratio", "sample_max_value", "noise_sampler_seed"),
-    *("skip_prk_steps", "timestep_scaling"),
+    "timestep_scaling",
 }
 
 
@@ -56,6 +56,7 @@ class NoiseConfig:
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
     set_alpha_to_one: bool = True  # False: DDIM and PNDM end at sigmas[0] and not at 0
+    skip_prk_steps: bool = True  # False: PNDM begins with steps of Runge and Kutta's
     final_sigmas_type: str = "zero"  # zero | sigma_min: the same question, as the other schedulers put it
     algorithm_type: str = "dpmsolver++"  # dpmsolver++ | sde-dpmsolver++
     solver_order: int = 2  # 1 | 2 | 3
@@ -153,6 +154,8 @@ class NoiseConfig:
             said["clip"] = self.clip_sample_range
         if self.prediction_type == "v_prediction" and self.scheduler == "PNDMScheduler":
             said["velocity"] = True
+        if not self.skip_prk_steps:
+            said["runge_kutta"] = True
         return said
 
     @property
@@ -193,7 +196,7 @@ class NoiseConfig:
             known = SCHEDULERS[self.scheduler].knows | {"num_train_timesteps"}
         fields = asdict(self).items()
         kept = {key: [*value] if isinstance(value, tuple) else value for key, value in fields if key in known}
-        return {"_class_name": self.scheduler, **kept, **SCHEDULERS[self.scheduler].states}
+        return {"_class_name": self.scheduler, **kept}
 
 
 ALL_FIELDS = frozenset(field.name for field in fields(NoiseConfig)) - {"scheduler"}

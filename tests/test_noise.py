@@ -155,8 +155,7 @@ HERE = [name for name in SCHEDULERS if "dummy" not in getattr(diffusers, name)._
 @pytest.mark.parametrize("scheduler", HERE)
 def test_configurations_survive_the_way_through_diffusers(scheduler: str, tmp_path) -> None:
     kind = "flow_prediction" if scheduler.startswith("Flow") else "v_prediction"
-    said = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
-    said |= {"_class_name": scheduler, "prediction_type": kind, "num_train_timesteps": 50}
+    said = {"_class_name": scheduler, "prediction_type": kind, "num_train_timesteps": 50}
     config = NoiseConfig.from_dict(said)
     written = config.to_dict()
     theirs, unused = getattr(diffusers, scheduler).from_config(written, return_unused_kwargs=True)
@@ -170,10 +169,9 @@ def test_configurations_survive_the_way_through_diffusers(scheduler: str, tmp_pa
 @pytest.mark.parametrize("scheduler", HERE)
 def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> None:
     theirs = getattr(diffusers, scheduler)(num_train_timesteps=50)
-    spoken = {"skip_prk_steps": True} if "skip_prk_steps" in theirs.config else {}
-    ours = NoiseConfig.from_dict({"_class_name": scheduler, "num_train_timesteps": 50, **spoken})
+    ours = NoiseConfig.from_dict({"_class_name": scheduler, "num_train_timesteps": 50})
     for key, value in ours.to_dict().items():
-        if key in theirs.config and key not in SCHEDULERS[scheduler].states:
+        if key in theirs.config:
             assert theirs.config[key] == value, key
 
 
@@ -184,8 +182,7 @@ def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> Non
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}, "prediction_type"),
         ({"_class_name": "EDMEulerScheduler", "sigma_min": 100.0}, "expected numbers above 0, and a sigma_max above"),
         ({"_class_name": "EDMEulerScheduler", "sigma_schedule": "linear"}, "sigma_schedule"),
-        ({"_class_name": "PNDMScheduler"}, "skip_prk_steps"),  # diffusers' default there
-        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True, "timestep_spacing": "trailing"}, "timestep_spacing"),
+        ({"_class_name": "PNDMScheduler", "timestep_spacing": "trailing"}, "timestep_spacing"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "deis"}, "algorithm_type"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}, "solver_order"),
         (

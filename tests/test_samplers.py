@@ -68,8 +68,9 @@ def sample(config: NoiseConfig, steps: int, **asked: float) -> Tensor:
     sigmas = schedule(noise, "automatic", steps)
     denoiser = Denoiser(network, noise)
     x = draw() * noise.start(sigmas[0].item())
-    said = config.options | {"arrivals": arrivals(noise, steps), "earlier": noise.earlier} | asked
-    x = sampler(config.sampler, said)(lambda x, sigma: denoiser(x, sigma, None), x, sigmas, draw)
+    said = {"arrivals": arrivals(noise, steps), "earlier": noise.earlier, "between": noise.between}
+    follow = sampler(config.sampler, config.options | said | asked)
+    x = follow(lambda x, sigma: denoiser(x, sigma, None), x, sigmas, draw)
     return x if config.edm else x / math.hypot(1, sigmas[-1])
 
 
@@ -163,6 +164,15 @@ LOOPS = [
 def test_each_scheduler_of_diffusers_makes_the_same(name: str, settings: dict) -> None:
     config = NoiseConfig(name, **STABLE_DIFFUSION | settings)
     for steps in (2, 6, 20):
+        ours, theirs = sample(config, steps), sample_with_diffusers(config, steps)
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm(), steps
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_pndm_begins_with_runge_and_kuttas_steps_if_asked(prediction_type: str) -> None:
+    said = {"prediction_type": prediction_type, "timestep_spacing": "leading", "skip_prk_steps": False}
+    config = NoiseConfig("PNDMScheduler", steps_offset=1, set_alpha_to_one=False, **STABLE_DIFFUSION | said)
+    for steps in (4, 20, 30):  # diffusers has none of fewer than four; of 30 the middles are not whole times
         ours, theirs = sample(config, steps), sample_with_diffusers(config, steps)
         assert (ours - theirs).norm() < 1e-4 * theirs.norm(), steps
 

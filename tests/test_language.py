@@ -37,7 +37,7 @@ TEXTS = [
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The prompts folder of the tiny recipe, after three steps."""
     folder = tmp_path_factory.mktemp("language")
-    assert language.main([str(write_recipe(folder)), "--out", str(folder / "run")]) == 0
+    assert language.main([str(write_recipe(folder)), "--out", str(folder / "run"), "--precision", "no"]) == 0
     return folder / "run" / "prompts"
 
 
@@ -51,7 +51,7 @@ def test_training_taken_up_from_a_checkpoint_ends_the_same(trained: Path, tmp_pa
     shutil.copytree(trained.parent, run)
     shutil.rmtree(run / "prompts")
     shutil.rmtree(run / "language" / "checkpoints" / "step-00000003")  # as if it had been killed after the second
-    assert language.main([str(recipe), "--out", str(run)]) == 0
+    assert language.main([str(recipe), "--out", str(run), "--precision", "no"]) == 0
     assert (run / "prompts" / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     assert trace(run / "language") == trace(trained.parent / "language")
 
@@ -103,7 +103,7 @@ def test_held_out_captions_are_not_trained_on(monkeypatch: pytest.MonkeyPatch, t
     unseen = next(f"caption {i}" for i in range(99) if held_out(f"caption {i}"))
     lines = [json.dumps(row | {"text": [kept, unseen]}) for row in captions]
     (tmp_path / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
-    assert language.main([str(recipe), "--out", str(tmp_path / "run")]) == 0
+    assert language.main([str(recipe), "--out", str(tmp_path / "run"), "--precision", "no"]) == 0
     assert set(seen) == {kept}
 
 

@@ -28,20 +28,15 @@ def tile_of(tile: int | None, size: tuple[int, int], factor: int) -> int | None:
 
 def decode(autoencoder: Autoencoder | PixelSpace, latents: Tensor, tile: int | None) -> Tensor:
     """Latents [B, C, h, w] => images [B, 3, H, W], by tiles of so many pixels a side; None: whole."""
-    height, width = latents.shape[2:]
-    if tile is None or max(height, width) <= tile // autoencoder.factor:
+    if tile is None:
         return autoencoder.decode(latents)
-    image = None
-    for top, bottom, down in _spans(height, tile, autoencoder.factor):
-        for left, right, across in _spans(width, tile, autoencoder.factor):
+    factor, (count, _, height, width) = autoencoder.factor, latents.shape
+    image = latents.new_zeros(count, 3, height * factor, width * factor)
+    for top, bottom, down in _spans(height, tile, factor):
+        for left, right, across in _spans(width, tile, factor):
             pixels = autoencoder.decode(latents[:, :, top:bottom, left:right])
-            if image is None:
-                size = (height * autoencoder.factor, width * autoencoder.factor)
-                image = pixels.new_zeros(*pixels.shape[:2], *size)
-            y, x = top * autoencoder.factor, left * autoencoder.factor
-            part = image[:, :, y : y + pixels.shape[2], x : x + pixels.shape[3]]
-            part += pixels * (down[:, None] * across).to(pixels)
-    assert image is not None
+            weights = (down[:, None] * across).to(image)
+            image[:, :, top * factor : bottom * factor, left * factor : right * factor] += pixels * weights
     return image
 
 

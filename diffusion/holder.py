@@ -9,6 +9,7 @@ where the system does not tell (Linux does, proc(5)). Whoever is not known to be
 """
 
 import os
+from functools import cache
 from pathlib import Path
 
 
@@ -40,6 +41,7 @@ def is_dead(holder: str) -> bool:
         return False
 
 
+@cache  # a worker with nothing to do looks twenty times a second
 def _here() -> str:
     """The boot of the machine, and the namespace in which ids of processes are ours."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"

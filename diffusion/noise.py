@@ -80,12 +80,6 @@ class Noise:
         time = self.timestep(sigma).float()  # a time of the table's own, between which float64 might fall short of it
         return self.sigma((share * time).floor()).item()
 
-    def between(self, sigma: float, lower: float) -> tuple[float, float]:
-        """The sigmas in the middle of the two times: where half of the whole times leads down, and from where up."""
-        high, low = self.timestep(sigma).round(), self.timestep(lower).round()
-        half = ((high - low) / 2).floor()
-        return self.sigma(high - half).item(), self.sigma(low + half).item()
-
     def quantile(self, q: Tensor) -> Tensor:
         """Training times [B] for numbers q [B] in [0, 1): uniform if q is, and whole ones if discrete."""
         if self.config.edm:

@@ -7,7 +7,7 @@ Lu et al. 2022a is DPM-Solver, 2022b DPM-Solver++.
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -17,6 +17,7 @@ from diffusion.seeds import Draw
 from diffusion.steps import (
     FEW,
     Denoise,
+    Leap,
     ahead,
     churn,
     heun_step,
@@ -24,6 +25,7 @@ from diffusion.steps import (
     means,
     midpoint_step,
     slope_share,
+    taken_for,
     through,
 )
 
@@ -115,42 +117,51 @@ def plms(
     *,
     velocity: bool = False,
     runge_kutta: bool = False,
-    between: Callable[[float, float], tuple[float, float]] = lambda sigma, lower: (math.sqrt(sigma * lower),) * 2,
+    leap: Leap | None = None,
 ) -> Tensor:
     """PLMS (PNDM, Liu et al. 2022): Adams-Bashforth as if the steps were even, as those of time are.
 
     It starts with Heun's method and so makes one evaluation more than steps; or, with `runge_kutta`, with three steps
     of four evaluations. With `velocity` it is v that is taken on, not its noise: diffusers does so for networks that
-    predict v. `between` is the middle of a step: the first x there is at the first of its sigmas and is taken for one
-    at the second, of which it has no other value where times are whole and their distance is odd.
+    predict v. With `leap`, a step leads down by 1 of it, and x is then taken for one at the next sigma. Heun's and
+    Runge and Kutta's do end there; but Heun's whole step begins 1 above it, whatever x's sigma.
     """
-    past = deque[Tensor](maxlen=3)
-    grid = levels(sigmas)
-    for i, (sigma, lower) in enumerate(pairwise(grid)):
+    past, steps = deque[Tensor](maxlen=3), len(sigmas) - 1  # equal sigmas at the end count as steps
+    for i, (sigma, lower) in enumerate(pairwise(levels(sigmas))):
         x0 = denoise(x, sigma)
-        new = _slope(x, x0, sigma, velocity)
-        towards = torch.lerp(x0, x, lower / sigma)
-        if runge_kutta and i < min(3, len(grid) - 2):
-            change = _runge_kutta(denoise, x, x0, sigma, lower, between(sigma, lower), velocity)
-        elif i == 0 and len(grid) > 2:
-            change = (_slope(towards, denoise(towards, lower), lower, velocity) - new) / 2
+        new, end = _slope(x, x0, sigma, velocity), leap(sigma, 1) if leap else lower
+        if runge_kutta and i < min(3, steps - 1):
+            change, end = _runge_kutta(denoise, x, x0, sigma, lower, velocity, leap), lower
+        elif i == 0 and steps > 1:
+            there = taken_for(torch.lerp(x0, x, end / sigma), end, lower)
+            change, end = (_slope(there, denoise(there, lower), lower, velocity) - new) / 2, lower
+            if leap and (begin := leap(lower, -1)) != sigma:
+                x = taken_for(x, sigma, begin)
+                x0, sigma = _denoised(x, new, begin, velocity), begin
         else:
             weights = ADAMS_BASHFORTH[len(past)]
             change = sum((weight * (old - new) for weight, old in zip(weights, past, strict=True)), x.new_zeros(()))
         past.appendleft(new)
-        x = towards + (lower - sigma) / (math.hypot(1, sigma) if velocity else 1) * change
+        x = torch.lerp(x0, x, end / sigma) + (end - sigma) / (math.hypot(1, sigma) if velocity else 1) * change
+        x = taken_for(x, end, lower)
     return x
 
 
 def _runge_kutta(
-    denoise: Denoise, x: Tensor, x0: Tensor, sigma: float, lower: float, middles: tuple[float, float], velocity: bool
+    denoise: Denoise, x: Tensor, x0: Tensor, sigma: float, lower: float, velocity: bool, leap: Leap | None
 ) -> Tensor:
-    """How far the slope over the step is, in Runge and Kutta's classical mean, from that at its beginning."""
-    new, (first, middle) = _slope(x, x0, sigma, velocity), middles
+    """How far the slope over the step is, in Runge and Kutta's classical mean, from that at its beginning.
+
+    The first x in the middle is one of half a leap down, and is taken for one of half a leap up: times are whole.
+    """
+    first = middle = math.sqrt(sigma * lower)
+    if leap:
+        first, middle = leap(sigma, 1 / 2), leap(lower, -1 / 2)
+    new = _slope(x, x0, sigma, velocity)
     norm, change, total = math.hypot(1, sigma) if velocity else 1, torch.zeros_like(x), torch.zeros_like(x)
     for end, at, share in ((first, middle, 1 / 3), (middle, middle, 1 / 3), (lower, lower, 1 / 6)):
         there = torch.lerp(x0, x, end / sigma) + (end - sigma) / norm * change
-        there = math.hypot(1, at) / math.hypot(1, end) * there
+        there = taken_for(there, end, at)
         change = _slope(there, denoise(there, at), at, velocity) - new
         total = total + share * change
     return total
@@ -160,6 +171,11 @@ def _slope(x: Tensor, x0: Tensor, sigma: float, velocity: bool) -> Tensor:
     """The noise in x, dx / dsigma; or v, which is (noise - sigma * x0) / sqrt(1 + sigma^2)."""
     slope = (x - x0) / sigma
     return (slope - sigma * x0) / math.hypot(1, sigma) if velocity else slope
+
+
+def _denoised(x: Tensor, slope: Tensor, sigma: float, velocity: bool) -> Tensor:
+    """The x0 of which `_slope` makes this slope."""
+    return (x / math.hypot(1, sigma) - sigma * slope) / math.hypot(1, sigma) if velocity else x - sigma * slope
 
 
 def deis(

@@ -30,7 +30,7 @@ from diffusion.metadata import describe
 from diffusion.reader import Reader
 from diffusion.request import Request, Resolved, resolve, sigmas
 from diffusion.samplers import OPTIONS, Sampler, sampler
-from diffusion.schedules import arrivals
+from diffusion.schedules import leap
 from diffusion.seeds import Draw, seeded, varied
 from diffusion.steps import Denoise
 from diffusion.texts import encode_picture
@@ -201,10 +201,10 @@ class Pipeline:
 
     def sampler(self, request: Resolved) -> Sampler:
         """The sampler, told what the model's configuration and the request say to it."""
-        asked: dict[str, Any] = {"earlier": self.model.noise.earlier, "between": self.model.noise.between}
+        asked: dict[str, Any] = {"earlier": self.model.noise.earlier}
         asked |= {option: value for option in OPTIONS if (value := getattr(request, option)) is not None}
         if (request.sampler, request.schedule) == (self.model.noise.config.sampler, "automatic"):
-            asked["arrivals"] = arrivals(self.model.noise, request.steps)
+            asked["leap"] = leap(self.model.noise, request.steps)
         return sampler(request.sampler, self.model.noise.config.options | asked)
 
     def noise(self, request: Resolved) -> Draw:

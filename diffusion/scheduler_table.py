@@ -12,6 +12,8 @@ class Scheduler:
     knows: frozenset[str]  # the fields of NoiseConfig that not all of them have
     whole_times: bool = False  # rounds times; multiplies the first noise by sqrt(1 + sigma^2), not by sigma
     skips_last: bool = False  # spaces steps + 1 times and leaves out the last
+    leaps: bool = False  # its steps are of T // steps times: see `schedules.leap`
+    stops_short: bool = False  # its grid ends at the least sigma, whatever the configuration says
     ignores: frozenset[str] = frozenset()  # fields of NoiseConfig that all others have
     defaults: dict[str, Any] = field(default_factory=dict)  # where its own differ from NoiseConfig's
     accepts: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # of a key's values, those honoured here
@@ -79,12 +81,14 @@ SCHEDULERS: dict[str, Scheduler] = {
         knows=CURVES | {"solver_order", "lower_order_final"},
         whole_times=True,
         skips_last=True,
+        stops_short=True,
         accepts={"algorithm_type": ("deis",), "solver_order": (1, 2, 3), "solver_type": ("logrho",)},
     ),
     "DDIMScheduler": Scheduler(
         sampler="ddim",
         knows=CLIP | {"rescale_betas_zero_snr", "set_alpha_to_one"},
         whole_times=True,
+        leaps=True,
         defaults={"timestep_spacing": "leading", "clip_sample": True},
     ),
     "DDPMScheduler": Scheduler(
@@ -97,11 +101,9 @@ SCHEDULERS: dict[str, Scheduler] = {
         sampler="plms",
         knows=frozenset({"set_alpha_to_one", "skip_prk_steps"}),
         whole_times=True,
+        leaps=True,
         defaults={"timestep_spacing": "leading", "set_alpha_to_one": False, "skip_prk_steps": False},
-        accepts={
-            "prediction_type": ("epsilon", "v_prediction"),
-            "timestep_spacing": ("leading",),  # on others it does not keep to its own grid, as DDIM does not
-        },
+        accepts={"prediction_type": ("epsilon", "v_prediction")},
     ),
     "LCMScheduler": Scheduler(
         sampler="lcm",
@@ -115,6 +117,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         sampler="tcd",
         knows=frozenset({"rescale_betas_zero_snr", "original_inference_steps"}),
         whole_times=True,
+        stops_short=True,
         ignores=frozenset({"timestep_spacing", "steps_offset"}),
         defaults={**K_DIFFUSION, "beta_schedule": "scaled_linear"},
         accepts={"clip_sample": (True, False)},  # it clips nothing

@@ -110,11 +110,16 @@ class NoiseConfig:
 
     @property
     def flow(self) -> bool:
-        return self.scheduler == "FlowMatchEulerDiscreteScheduler"
+        return "shift" in SCHEDULERS[self.scheduler].knows
 
     @property
     def edm(self) -> bool:
         return "sigma_data" in SCHEDULERS[self.scheduler].knows
+
+    @property
+    def distilled(self) -> bool:
+        """Whether it is a consistency model's, whose grid is of the times that it was distilled at."""
+        return "original_inference_steps" in SCHEDULERS[self.scheduler].knows
 
     @property
     def multistep(self) -> bool:
@@ -161,9 +166,8 @@ class NoiseConfig:
     @property
     def ends_at_zero(self) -> bool:
         """Whether the scheduler's own grid goes down to no noise at all."""
-        if self.scheduler in ("DEISMultistepScheduler", "TCDScheduler"):
-            return False
-        return self.set_alpha_to_one and self.final_sigmas_type == "zero"
+        short = SCHEDULERS[self.scheduler].stops_short
+        return self.set_alpha_to_one and self.final_sigmas_type == "zero" and not short
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:

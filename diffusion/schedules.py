@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion.noise import Noise, interpolate
 from diffusion.scheduler_table import SCHEDULERS
 from diffusion.schedulers import NoiseConfig
+from diffusion.steps import Leap
 
 # The web UI of AUTOMATIC1111's names of our grids. Both are understood.
 SCHEDULE_NAMES = {
@@ -162,7 +163,7 @@ def _automatic(noise: Noise, steps: int) -> Tensor:
     last = 0.0 if config.ends_at_zero else noise.sigmas[0].item()
     if config.flow:
         return _end(noise.sigma(_flow_times(noise.steps, config.shift, steps)), last)
-    if config.scheduler in ("LCMScheduler", "TCDScheduler"):
+    if config.distilled:
         return _end(noise.sigma(_distilled_times(config, steps)), last)
     if config.edm:
         curve = partial(karras, rho=config.rho) if config.sigma_schedule == "karras" else exponential
@@ -180,19 +181,22 @@ def _automatic(noise: Noise, steps: int) -> Tensor:
     return _end(sigmas, last)
 
 
-def arrivals(noise: Noise, steps: int) -> tuple[float, ...] | None:
-    """Where the steps of diffusers' DDIM lead, if not along its own grid; as `ddim` takes them.
+def leap(noise: Noise, steps: int) -> Leap | None:
+    """How diffusers' DDIM and PNDM measure their steps, as the samplers take it; None for all others.
 
-    Each goes T // steps times down, whatever comes next: where steps do not divide T, and under `linspace` always,
-    the network is then told another time than that of the noise in x.
+    Each step goes T // steps times down, whatever comes next: where steps do not divide T, and under `linspace`
+    always, the network is then told another time than that of the noise in x. (sigma, share) => the sigma at a share
+    of so many times below, cut to whole ones; or above, if it is negative.
     """
-    config = noise.config
-    if config.scheduler != "DDIMScheduler" or config.timestep_spacing == "leading":
+    if not SCHEDULERS[noise.config.scheduler].leaps:
         return None
-    times = (_spaced_times(config, steps).long() - config.num_train_timesteps // steps).tolist()
-    last = 0.0 if config.ends_at_zero else noise.sigmas[0].item()
-    reached = tuple(noise.sigmas[time].item() if time >= 0 else last for time in times)
-    return None if reached == tuple(_automatic(noise, steps)[1:].tolist()) else reached
+    last = 0.0 if noise.config.ends_at_zero else noise.sigmas[0].item()
+
+    def leap(sigma: float, share: float) -> float:
+        time = round(noise.timestep(sigma).item()) - int(share * (noise.steps // steps))
+        return noise.sigma(time).item() if time >= 0 else last
+
+    return leap
 
 
 SCHEDULES: dict[str, Callable[[Noise, int], Tensor]] = {

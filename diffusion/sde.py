@@ -18,12 +18,14 @@ from diffusion.seeds import Draw
 from diffusion.steps import (
     FEW,
     Denoise,
+    Leap,
     ahead,
     ancestral,
     heun_step,
     levels,
     midpoint_step,
     slope_share,
+    taken_for,
 )
 
 
@@ -47,16 +49,15 @@ def ddim(
     *,
     eta: float = 0.0,
     clip: float | None = None,
-    arrivals: Sequence[float] | None = None,
+    leap: Leap | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021a, equation 12), Euler's method on sigma, as that paper's equation 14 shows. Order 1.
 
-    x0 is clipped to +-`clip`, if given; the noise in x is still taken to be what it was before. `arrivals` are where
-    the steps lead, if not to the next sigma: x, over sqrt(1 + sigma^2), is then taken for one at that sigma.
+    x0 is clipped to +-`clip`, if given; the noise in x is still taken to be what it was before. With `leap`, each
+    step leads down by 1 of it, and x is then taken for one at the next sigma.
     """
-    grid = levels(sigmas)
-    reached = (arrivals or grid[1:])[1 - len(grid) :]  # of a part of a grid, it is the last one
-    for sigma, lower, arrival in zip(grid[:-1], grid[1:], reached, strict=True):
+    for sigma, lower in pairwise(levels(sigmas)):
+        arrival = leap(sigma, 1) if leap else lower
         weight, up = ancestral(sigma, arrival, eta)
         x0 = denoise(x, sigma)
         x = torch.lerp(x0, x, weight)
@@ -64,8 +65,7 @@ def ddim(
             x = x + (x0.clamp(-clip, clip) - x0)
         if up > 0:
             x = x + up * noise()
-        if arrival != lower:
-            x = math.hypot(1, lower) / math.hypot(1, arrival) * x
+        x = taken_for(x, arrival, lower)
     return x
 
 

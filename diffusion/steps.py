@@ -17,6 +17,7 @@ from torch import Tensor
 from diffusion.seeds import Draw
 
 Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) => x0
+Leap = Callable[[float, float], float]  # (sigma, share) => the sigma a share of a step below: see `schedules.leap`
 
 FEW = 15  # steps; below it multistep solvers end with lower orders, as in diffusers
 
@@ -24,6 +25,11 @@ FEW = 15  # steps; below it multistep solvers end with lower orders, as in diffu
 def levels(sigmas: Tensor) -> list[float]:
     """The sigmas as numbers. Of equal neighbours one stays: a step of no length changes nothing but history."""
     return [sigma for sigma, _ in groupby(sigmas.tolist())]
+
+
+def taken_for(x: Tensor, sigma: float, other: float) -> Tensor:
+    """x, whose sigma is one, as a network would see it at the other: the same x / sqrt(1 + sigma^2)."""
+    return x if sigma == other else math.hypot(1, other) / math.hypot(1, sigma) * x
 
 
 def heun_step(denoise: Denoise, x: Tensor, sigma: float, lower: float) -> Tensor:

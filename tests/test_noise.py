@@ -182,7 +182,7 @@ def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> Non
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}, "prediction_type"),
         ({"_class_name": "EDMEulerScheduler", "sigma_min": 100.0}, "expected numbers above 0, and a sigma_max above"),
         ({"_class_name": "EDMEulerScheduler", "sigma_schedule": "linear"}, "sigma_schedule"),
-        ({"_class_name": "PNDMScheduler", "timestep_spacing": "trailing"}, "timestep_spacing"),
+        ({"_class_name": "PNDMScheduler", "prediction_type": "sample"}, "prediction_type"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "deis"}, "algorithm_type"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}, "solver_order"),
         (

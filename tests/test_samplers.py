@@ -13,7 +13,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.noise import Noise
 from diffusion.samplers import DISCARDS_PENULTIMATE, SAMPLER_NAMES, SAMPLERS, effective, options, our_sampler, sampler
 from diffusion.schedulers import NoiseConfig
-from diffusion.schedules import SCHEDULE_NAMES, SCHEDULES, arrivals, karras, schedule
+from diffusion.schedules import SCHEDULE_NAMES, SCHEDULES, karras, leap, schedule
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHAPE = (2, 4, 3, 3)
@@ -68,7 +68,7 @@ def sample(config: NoiseConfig, steps: int, **asked: float) -> Tensor:
     sigmas = schedule(noise, "automatic", steps)
     denoiser = Denoiser(network, noise)
     x = draw() * noise.start(sigmas[0].item())
-    said = {"arrivals": arrivals(noise, steps), "earlier": noise.earlier, "between": noise.between}
+    said = {"leap": leap(noise, steps), "earlier": noise.earlier}
     follow = sampler(config.sampler, config.options | said | asked)
     x = follow(lambda x, sigma: denoiser(x, sigma, None), x, sigmas, draw)
     return x if config.edm else x / math.hypot(1, sigmas[-1])
@@ -138,7 +138,11 @@ LOOPS = [
     ("DDPMScheduler", {"timestep_spacing": "leading"}),
     ("DDPMScheduler", {"timestep_spacing": "leading", "clip_sample": True, "clip_sample_range": 0.3}),
     ("PNDMScheduler", {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}),
-    ("PNDMScheduler", {"timestep_spacing": "leading", "prediction_type": "v_prediction"}),
+    *(
+        ("PNDMScheduler", {"timestep_spacing": spacing, "prediction_type": kind, "set_alpha_to_one": kind == "epsilon"})
+        for spacing in ("leading", "linspace", "trailing")
+        for kind in ("epsilon", "v_prediction")
+    ),
     ("LCMScheduler", {}),
     ("LCMScheduler", {"clip_sample": True, "clip_sample_range": 0.3}),
     ("TCDScheduler", {}),
@@ -168,9 +172,10 @@ def test_each_scheduler_of_diffusers_makes_the_same(name: str, settings: dict) -
         assert (ours - theirs).norm() < 1e-4 * theirs.norm(), steps
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_pndm_begins_with_runge_and_kuttas_steps_if_asked(prediction_type: str) -> None:
-    said = {"prediction_type": prediction_type, "timestep_spacing": "leading", "skip_prk_steps": False}
+def test_pndm_begins_with_runge_and_kuttas_steps_if_asked(prediction_type: str, spacing: str) -> None:
+    said = {"prediction_type": prediction_type, "timestep_spacing": spacing, "skip_prk_steps": False}
     config = NoiseConfig("PNDMScheduler", steps_offset=1, set_alpha_to_one=False, **STABLE_DIFFUSION | said)
     for steps in (4, 20, 30):  # diffusers has none of fewer than four; of 30 the middles are not whole times
         ours, theirs = sample(config, steps), sample_with_diffusers(config, steps)

@@ -67,7 +67,7 @@ class Noise:
         low = (torch.searchsorted(knots, log, right=True) - 1).clamp(max=self.steps - 2)
         t = low + (log - knots[low]) / (knots[low + 1] - knots[low])
         if SCHEDULERS[self.config.scheduler].whole_times:  # and their curves' times are made whole, too
-            if self.config.use_karras_sigmas:
+            if self.config.use_karras_sigmas or self.config.use_lu_lambdas:
                 return t.round()
             if self.config.use_exponential_sigmas or self.config.use_beta_sigmas:
                 return t.floor()

@@ -14,20 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.seeds import Draw
-from diffusion.steps import (
-    FEW,
-    Denoise,
-    Leap,
-    ahead,
-    churn,
-    heun_step,
-    levels,
-    means,
-    midpoint_step,
-    slope_share,
-    taken_for,
-    through,
-)
+from diffusion.steps import FEW, Denoise, Leap, churn, heun_step, levels, means, midpoint_step, taken_for, through
 
 
 def euler(
@@ -201,71 +188,6 @@ def deis(
             u2 = math.log(grid[i - 2] / sigma)
             bend = ((slopes[2] - slopes[1]) / (u2 - u1) - rise) / u2
             x = x - (second - u1 * first) * bend
-    return x
-
-
-def dpmpp_2s(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, order: int = 2) -> Tensor:
-    """DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1), its midpoints on the grid; or (3S), the same with `order` 3.
-
-    Each run of `order` steps begins with Euler's and goes back to its beginning for all others; so does the last.
-    """
-    grid = levels(sigmas)
-    begin, begin_x0, begin_x = grid[0], x, x
-    for i, (sigma, lower) in enumerate(pairwise(grid)):
-        x0 = denoise(x, sigma)
-        if i % order == 0 or i == len(grid) - 2:
-            begin, begin_x0, begin_x = sigma, x0, x
-            x = torch.lerp(x0, x, lower / sigma)
-            continue
-        done, h = math.log(begin / sigma), math.log(begin / lower)
-        share = slope_share(h) if i % order == 2 else 1 / 2
-        x = torch.lerp(begin_x0 + share * h / done * (x0 - begin_x0), begin_x, lower / begin)
-    return x
-
-
-def dpmpp_2m(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoint: bool = True, few: float = FEW
-) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2). Order 2, one evaluation a step.
-
-    In the time lambda = -log sigma, x0 goes on along its last slope to the middle of the step (or, without
-    `midpoint`, all along it). The last step is of order 1 if it ends at 0, which lambda never reaches, or if there
-    are few.
-    """
-    steps, h, previous = len(sigmas) - 1, 0.0, x  # as in `deis`
-    for i, (sigma, lower) in enumerate(pairwise(levels(sigmas))):
-        x0 = towards = denoise(x, sigma)
-        if i > 0 and lower > 0 and not (i == steps - 1 and steps < few):
-            slope, length = (x0 - previous) / h, math.log(sigma / lower)
-            towards = x0 + (length / 2 if midpoint else length * slope_share(length)) * slope
-        x = torch.lerp(towards, x, lower / sigma)
-        previous, h = x0, math.log(sigma / lower) if lower > 0 else math.inf
-    return x
-
-
-def dpmpp_3m(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, midpoint: bool = True, few: float = FEW
-) -> Tensor:
-    """DPM-Solver++(3M) (Lu et al. 2022b): (2M) with x0's curvature, too. One evaluation a step.
-
-    The curvature has half of its weight in the exact integral, in the authors' program and all that follow it: so it
-    is of order 2, with smaller errors than (2M). The second step is (2M)'s, and so is the last but one of few; the
-    first is of order 1, and so is the last of few and one that ends at 0.
-    """
-    grid = levels(sigmas)
-    x0s, lengths, steps = deque[Tensor](maxlen=3), deque[float](maxlen=2), len(sigmas) - 1  # as in `deis`
-    for i, (sigma, lower) in enumerate(pairwise(grid)):
-        x0s.appendleft(denoise(x, sigma))
-        order = min(len(x0s), steps - i) if steps < few else len(x0s)
-        h = math.log(sigma / lower) if lower > 0 else math.inf
-        if order == 1 or lower == 0:
-            towards = x0s[0]
-        elif order == 2:
-            towards = x0s[0] + (1 / 2 if midpoint else slope_share(h)) * h / lengths[0] * (x0s[0] - x0s[1])
-        else:
-            towards = ahead(x0s, h, lengths)
-        x = torch.lerp(towards, x, lower / sigma)
-        lengths.appendleft(h)
     return x
 
 

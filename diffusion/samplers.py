@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion import ode, sde
+from diffusion import dpm, ode, sde
 from diffusion.schedules import SCHEDULE_NAMES
 
 Sampler = Callable[..., Tensor]  # (Denoise, Tensor, Tensor, Draw, **options) => Tensor
@@ -25,7 +25,7 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": ode.euler,
     "euler_ancestral": sde.euler_ancestral,
     "heun": ode.heun,
-    "dpmpp_2m": ode.dpmpp_2m,
+    "dpmpp_2m": dpm.dpmpp_2m,
     "ddim": sde.ddim,
     "ddpm": sde.ddpm,
     "uni_pc": ode.uni_pc,
@@ -35,14 +35,14 @@ SAMPLERS: dict[str, Sampler] = {
     "plms": ode.plms,
     "dpmpp_2s_ancestral": sde.dpmpp_2s_ancestral,
     "dpmpp_sde": sde.dpmpp_sde,
-    "dpmpp_2m_sde": sde.dpmpp_2m_sde,
-    "dpmpp_2m_sde_heun": partial(sde.dpmpp_2m_sde, midpoint=False),
-    "dpmpp_3m_sde": sde.dpmpp_3m_sde,
+    "dpmpp_2m_sde": dpm.dpmpp_2m_sde,
+    "dpmpp_2m_sde_heun": dpm.dpmpp_2m_sde_heun,
+    "dpmpp_3m_sde": dpm.dpmpp_3m_sde,
     "lcm": sde.lcm,
     "tcd": sde.tcd,
     "restart": sde.restart,
-    "dpmpp_2s": ode.dpmpp_2s,
-    "dpmpp_3m": ode.dpmpp_3m,
+    "dpmpp_2s": dpm.dpmpp_2s,
+    "dpmpp_3m": dpm.dpmpp_3m,
     "deis": ode.deis,
 }
 

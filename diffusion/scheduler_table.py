@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+Solver = tuple[str, dict[str, Any]]  # one of several samplers that a scheduler is, and what it is told
+
 
 @dataclass(frozen=True)
 class Scheduler:
@@ -17,6 +19,7 @@ class Scheduler:
     ignores: frozenset[str] = frozenset()  # fields of NoiseConfig that all others have
     defaults: dict[str, Any] = field(default_factory=dict)  # where its own differ from NoiseConfig's
     accepts: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # of a key's values, those honoured here
+    solvers: dict[tuple[str, int], Solver] = field(default_factory=dict)  # by `algorithm_type` and `solver_order`
 
 
 CURVES = frozenset({"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"})
@@ -28,10 +31,27 @@ EDM = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho"
 MULTISTEP_KNOWS = frozenset(
     {"final_sigmas_type", "algorithm_type", "solver_order", "solver_type", "lower_order_final", "euler_at_final"}
 )
-MULTISTEP_ACCEPTS: dict[str, tuple[Any, ...]] = {
-    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-    "solver_order": (1, 2, 3),
-    "solver_type": ("midpoint", "heun"),
+OF_NOISE = ("dpmsolver", "sde-dpmsolver")
+SOLVER_TYPES = ("midpoint", "heun")
+MULTISTEP: dict[tuple[str, int], Solver] = {
+    ("dpmsolver++", 1): ("ddim", {}),
+    ("dpmsolver++", 2): ("dpmpp_2m", {}),
+    ("dpmsolver++", 3): ("dpmpp_3m", {}),
+    ("sde-dpmsolver++", 1): ("euler_ancestral", {}),
+    ("sde-dpmsolver++", 2): ("dpmpp_2m_sde", {}),
+    ("sde-dpmsolver++", 3): ("dpmpp_3m", {"sde": True}),
+}
+MULTISTEP_OF_NOISE: dict[tuple[str, int], Solver] = {
+    ("dpmsolver", 1): ("ddim", {}),
+    ("dpmsolver", 2): ("dpmpp_2m", {"of_noise": True}),
+    ("dpmsolver", 3): ("dpmpp_3m", {"of_noise": True}),
+    ("sde-dpmsolver", 1): ("dpmpp_2m_sde", {"of_noise": True, "first_order": True}),
+    ("sde-dpmsolver", 2): ("dpmpp_2m_sde", {"of_noise": True}),  # of a third order diffusers knows no formula
+}
+SINGLESTEP: dict[tuple[str, int], Solver] = {
+    (algorithm, order): ("dpmpp_2s", {"order": order} | said)
+    for algorithm, said in (("dpmsolver++", {}), ("sde-dpmsolver++", {"sde": True}), ("dpmsolver", {"of_noise": True}))
+    for order in (1, 2, 3)
 }
 
 SCHEDULERS: dict[str, Scheduler] = {
@@ -48,23 +68,21 @@ SCHEDULERS: dict[str, Scheduler] = {
     "DPMSolverSDEScheduler": Scheduler(sampler="dpmpp_sde", knows=CURVES, defaults=K_DIFFUSION),
     "DPMSolverMultistepScheduler": Scheduler(
         sampler="dpmpp_2m",
-        knows=CURVES | MULTISTEP_KNOWS | {"rescale_betas_zero_snr"},
+        knows=CURVES | MULTISTEP_KNOWS | {"rescale_betas_zero_snr", "use_lu_lambdas"},
         whole_times=True,
         skips_last=True,
-        accepts=MULTISTEP_ACCEPTS,
+        accepts={"solver_type": SOLVER_TYPES},
+        solvers=MULTISTEP | MULTISTEP_OF_NOISE,
     ),
     "DPMSolverSinglestepScheduler": Scheduler(
         sampler="dpmpp_2s",
-        knows=CURVES | {"solver_order"},
+        knows=CURVES | MULTISTEP_KNOWS - {"euler_at_final"},
         whole_times=True,
         skips_last=True,
         ignores=frozenset({"timestep_spacing", "steps_offset"}),
-        accepts={
-            "algorithm_type": ("dpmsolver++",),
-            "solver_order": (1, 2, 3),
-            "solver_type": ("midpoint",),
-            "final_sigmas_type": ("zero",),
-        },
+        defaults={"lower_order_final": False},
+        accepts={"solver_type": SOLVER_TYPES},
+        solvers=SINGLESTEP,
     ),
     "UniPCMultistepScheduler": Scheduler(
         sampler="uni_pc",
@@ -131,19 +149,10 @@ SCHEDULERS: dict[str, Scheduler] = {
         knows=EDM | MULTISTEP_KNOWS,
         ignores=DISCRETE,
         defaults={"sigma_data": 0.5},
-        accepts={**MULTISTEP_ACCEPTS, "prediction_type": ("epsilon", "v_prediction")},
+        accepts={"solver_type": SOLVER_TYPES, "prediction_type": ("epsilon", "v_prediction")},
+        solvers=MULTISTEP,
     ),
     "FlowMatchEulerDiscreteScheduler": Scheduler(
         sampler="euler", knows=frozenset({"shift"}), defaults={"prediction_type": "flow_prediction"}
     ),
-}
-
-# Which of DPM-Solver++'s samplers, by `algorithm_type` and `solver_order`. Of the SDE's, diffusers has a third
-# order, too, where x0's curvature has another sign and weight than in k-diffusion's: it is of order 1.
-MULTISTEP = {
-    ("dpmsolver++", 1): "ddim",
-    ("dpmsolver++", 2): "dpmpp_2m",
-    ("dpmsolver++", 3): "dpmpp_3m",
-    ("sde-dpmsolver++", 1): "euler_ancestral",
-    ("sde-dpmsolver++", 2): "dpmpp_2m_sde",
 }

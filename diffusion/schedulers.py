@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from diffusion.config import checked
-from diffusion.scheduler_table import CURVES, MULTISTEP, SCHEDULERS
+from diffusion.scheduler_table import CURVES, OF_NOISE, SCHEDULERS, Solver
 
 # What diffusers' files may also say: each key with the values under which it changes nothing here.
 _HONOURED: dict[str, tuple[Any, ...]] = {
@@ -28,7 +28,6 @@ _HONOURED: dict[str, tuple[Any, ...]] = {
     "timestep_type": ("discrete",),
     "use_dynamic_shifting": (False,),
     "use_flow_sigmas": (False,),
-    "use_lu_lambdas": (False,),
     "variance_type": (None, "fixed_small"),
 }
 _INERT = {
@@ -52,13 +51,14 @@ class NoiseConfig:
     rescale_betas_zero_snr: bool = False
     timestep_spacing: str = "linspace"  # linspace | leading | trailing
     steps_offset: int = 0  # added to `leading` times
-    use_karras_sigmas: bool = False  # one of the three, at most: see `schedules`
+    use_karras_sigmas: bool = False  # one of the four, at most: see `schedules`
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
+    use_lu_lambdas: bool = False  # exponential sigmas with other times
     set_alpha_to_one: bool = True  # False: DDIM and PNDM end at sigmas[0] and not at 0
     skip_prk_steps: bool = True  # False: PNDM begins with steps of Runge and Kutta's
     final_sigmas_type: str = "zero"  # zero | sigma_min: the same question, as the other schedulers put it
-    algorithm_type: str = "dpmsolver++"  # dpmsolver++ | sde-dpmsolver++
+    algorithm_type: str = "dpmsolver++"  # dpmsolver++ | sde-dpmsolver++ | dpmsolver | sde-dpmsolver
     solver_order: int = 2  # 1 | 2 | 3
     solver_type: str = "midpoint"  # midpoint | heun; UniPC's are bh1 | bh2
     lower_order_final: bool = True  # whether the last of few steps have lower orders
@@ -85,21 +85,21 @@ class NoiseConfig:
         for key, allowed in scheduler.accepts.items():
             if key in _fields(self.scheduler):
                 _one_of(f"{key} of {self.scheduler}", getattr(self, key), allowed)
-        multistep = (self.algorithm_type, self.solver_order)
-        if self.multistep and multistep not in MULTISTEP:
-            raise ValueError(
-                f"solver_order is {self.solver_order} with algorithm_type {self.algorithm_type!r}; expected 1 or 2."
-            )
-        if self.euler_at_final and self.solver_order == 3 and self.final_sigmas_type == "sigma_min":
-            raise ValueError("euler_at_final with solver_order 3 and final_sigmas_type 'sigma_min' is not supported.")
+        if scheduler.solvers:
+            orders = [order for algorithm, order in scheduler.solvers if algorithm == self.algorithm_type]
+            _one_of("algorithm_type", self.algorithm_type, dict.fromkeys(name for name, _ in scheduler.solvers))
+            _one_of(f"solver_order with algorithm_type {self.algorithm_type!r}", self.solver_order, orders)
+            if self.algorithm_type in OF_NOISE:  # whose last step to 0 would be endless
+                _one_of(f"final_sigmas_type with {self.algorithm_type!r}", self.final_sigmas_type, ("sigma_min",))
         _one_of("sigma_schedule", self.sigma_schedule, ("karras", "exponential"))
         if not 0 < self.sigma_min < self.sigma_max or self.sigma_data <= 0 or self.rho <= 0:
             raise ValueError(
                 f"sigma_min is {self.sigma_min}, sigma_max {self.sigma_max}, sigma_data {self.sigma_data} and rho "
                 f"{self.rho}; expected numbers above 0, and a sigma_max above sigma_min."
             )
-        if self.use_karras_sigmas + self.use_exponential_sigmas + self.use_beta_sigmas > 1:
-            raise ValueError(f"More than one of {', '.join(sorted(CURVES))} is true; expected one at most.")
+        curves = [*sorted(CURVES), "use_lu_lambdas"]
+        if sum(getattr(self, curve) for curve in curves) > 1:
+            raise ValueError(f"More than one of {', '.join(curves)} is true; expected one at most.")
         if not self.num_train_timesteps or not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"num_train_timesteps is {self.num_train_timesteps}, beta_start {self.beta_start} and beta_end "
@@ -122,9 +122,9 @@ class NoiseConfig:
         return "original_inference_steps" in SCHEDULERS[self.scheduler].knows
 
     @property
-    def multistep(self) -> bool:
-        """Whether it is one of the schedulers that are several samplers in one: those of MULTISTEP."""
-        return "algorithm_type" in SCHEDULERS[self.scheduler].knows
+    def solver(self) -> Solver | None:
+        """Which sampler it is of a scheduler that is several in one, and what that is told."""
+        return SCHEDULERS[self.scheduler].solvers.get((self.algorithm_type, self.solver_order))
 
     @property
     def predicts(self) -> str:
@@ -134,23 +134,23 @@ class NoiseConfig:
     @property
     def sampler(self) -> str:
         """The name of the sampler that the configuration's scheduler corresponds to."""
-        if self.multistep:
-            return MULTISTEP[self.algorithm_type, self.solver_order]
-        if self.scheduler in ("DPMSolverSinglestepScheduler", "DEISMultistepScheduler") and self.solver_order == 1:
-            return "ddim"
-        return SCHEDULERS[self.scheduler].sampler
+        return self.solver[0] if self.solver else SCHEDULERS[self.scheduler].sampler
 
     @property
     def options(self) -> dict[str, Any]:
         """What the samplers that know it are told: as in diffusers, where one scheduler's file opens as another's."""
         knows = SCHEDULERS[self.scheduler].knows
         said: dict[str, Any] = {}
-        if "solver_order" in knows and not self.multistep:
+        if self.solver:
+            said |= self.solver[1]
+        elif "solver_order" in knows:
             said["order"] = self.solver_order
         if "solver_type" in knows:
             said["midpoint"] = self.solver_type != "heun"
-        if not self.lower_order_final or (self.euler_at_final and self.solver_order == 2):
-            said["few"] = math.inf if self.euler_at_final else 0
+        if not self.lower_order_final:
+            said["few"] = 0
+        if self.euler_at_final:
+            said["euler_last"] = True
         if self.solver_type == "bh1":
             said["bh1"] = True
         if self.disable_corrector:

@@ -172,7 +172,7 @@ def _automatic(noise: Noise, steps: int) -> Tensor:
     sigmas = noise.sigma(_spaced_times(config, steps))
     for asked, curve in (
         (config.use_karras_sigmas, karras),
-        (config.use_exponential_sigmas, exponential),
+        (config.use_exponential_sigmas or config.use_lu_lambdas, exponential),
         (config.use_beta_sigmas, beta),
     ):
         if asked:  # over the grid's own range, or the table's where times are whole

@@ -2,11 +2,10 @@
 
 `eta` is how much of the SDE's noise is added: at 0 each is a solver of the ODE. `s_noise` multiplies the noise.
 Noise is drawn in the order of the steps. See `samplers` for their form.
-Lu et al. 2022b is DPM-Solver++.
+Lu et al. 2022b is DPM-Solver++; its solvers are in `dpm`.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -15,18 +14,7 @@ from torch import Tensor
 
 from diffusion.schedules import karras
 from diffusion.seeds import Draw
-from diffusion.steps import (
-    FEW,
-    Denoise,
-    Leap,
-    ahead,
-    ancestral,
-    heun_step,
-    levels,
-    midpoint_step,
-    slope_share,
-    taken_for,
-)
+from diffusion.steps import Denoise, Leap, ancestral, heun_step, levels, midpoint_step, taken_for
 
 
 def euler_ancestral(
@@ -164,60 +152,6 @@ def dpmpp_sde(
             done = (sigma - middle) / (sigma - lower)  # the share of the path's variance
             x = x + s_noise * up * (math.sqrt(done) * first + math.sqrt(1 - done) * noise())
     return x
-
-
-def dpmpp_2m_sde(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    noise: Draw,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    midpoint: bool = True,
-    few: float = FEW,
-) -> Tensor:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b). One evaluation a step.
-
-    x0's slope is taken at the middle of the step or, without `midpoint`, all along it. With eta 0 it is `dpmpp_2m`.
-    """
-    steps, previous, past = len(sigmas) - 1, x, 0.0
-    for i, (sigma, lower) in enumerate(pairwise(levels(sigmas))):
-        x0 = denoise(x, sigma)
-        if lower == 0:
-            return x0
-        h, towards = math.log(sigma / lower), x0
-        if i > 0 and not (i == steps - 1 and steps < few):
-            share = 1 / 2 if midpoint else slope_share((1 + eta) * h)
-            towards = x0 + share * h / past * (x0 - previous)
-        x = _forget(x, towards, h, eta) + _added(lower, h, eta, s_noise, noise)
-        previous, past = x0, h
-    return x
-
-
-def dpmpp_3m_sde(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, eta: float = 1.0, s_noise: float = 1.0
-) -> Tensor:
-    """DPM-Solver++(3M) for the SDE, k-diffusion's. With eta 0 it is `dpmpp_3m` but for its lower orders."""
-    x0s, lengths = deque[Tensor](maxlen=3), deque[float](maxlen=2)
-    for sigma, lower in pairwise(levels(sigmas)):
-        x0s.appendleft(denoise(x, sigma))
-        if lower == 0:
-            return x0s[0]
-        h = math.log(sigma / lower)
-        towards = ahead(x0s, h, lengths, 1 + eta) if len(x0s) > 1 else x0s[0]
-        x = _forget(x, towards, h, eta) + _added(lower, h, eta, s_noise, noise)
-        lengths.appendleft(h)
-    return x
-
-
-def _forget(x: Tensor, towards: Tensor, h: float, eta: float) -> Tensor:
-    """x after a step of length h in -log sigma, without the noise that the SDE adds on the way."""
-    return torch.lerp(towards, x, math.exp(-(1 + eta) * h))
-
-
-def _added(lower: float, h: float, eta: float, s_noise: float, noise: Draw) -> Tensor | float:
-    return s_noise * lower * math.sqrt(-math.expm1(-2 * eta * h)) * noise() if eta > 0 else 0.0
 
 
 def restart(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, s_noise: float = 1.0) -> Tensor:

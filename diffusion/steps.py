@@ -9,7 +9,7 @@ numbers; x + (lower - sigma) * slope, from a zero-SNR model's sigma of 4096, los
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -25,6 +25,12 @@ FEW = 15  # steps; below it multistep solvers end with lower orders, as in diffu
 def levels(sigmas: Tensor) -> list[float]:
     """The sigmas as numbers. Of equal neighbours one stays: a step of no length changes nothing but history."""
     return [sigma for sigma, _ in groupby(sigmas.tolist())]
+
+
+def spans(sigmas: Tensor) -> list[tuple[float, float]]:
+    """The steps from level to level, and a last one of no length if the sigmas end with it: in it, x is corrected."""
+    *_, before, last = sigmas.tolist()
+    return [*pairwise(levels(sigmas)), *([(before, last)] if before == last else [])]
 
 
 def taken_for(x: Tensor, sigma: float, other: float) -> Tensor:
@@ -91,18 +97,3 @@ def through(x0s: Sequence[Tensor], at: Sequence[float], means: Sequence[float]) 
     for weight, x0 in zip(weights[1:], x0s[1:], strict=True):  # all weights are 1 together
         mean = mean + weight * (x0 - x0s[0])
     return mean
-
-
-def ahead(x0s: Sequence[Tensor], h: float, past: Sequence[float], stretch: float = 1) -> Tensor:
-    """The point that DPM-Solver++(3M) heads for over a step h: x0 goes on with its slope and curvature in -log sigma.
-
-    x0s: two or three, the latest first; past: the lengths of the steps between them. `stretch` is 1 + eta, by
-    which an SDE forgets sooner than the ODE.
-    """
-    b = slope_share(stretch * h)
-    slope = (x0s[0] - x0s[1]) / past[0]
-    if len(x0s) == 2:
-        return x0s[0] + b * h * slope
-    curvature = (slope - (x0s[1] - x0s[2]) / past[1]) / (past[0] + past[1])
-    c = (b + 1 / (stretch * h)) / 2 - b / (stretch * h)
-    return x0s[0] + b * h * (slope + past[0] * curvature) + c * h**2 * curvature

@@ -1,6 +1,7 @@
 """Samplers against diffusers' schedulers and k-diffusion's functions over the whole loop, and on the exact denoiser
 of a Gaussian mixture."""
 
+import inspect
 import math
 from itertools import pairwise
 
@@ -52,14 +53,11 @@ def sample_with_diffusers(config: NoiseConfig, steps: int, **arguments: float) -
     for i, t in enumerate(scheduler.timesteps):
         if config.scheduler == "KDPM2AncestralDiscreteScheduler" and i % 2 == 0 and i < len(scheduler.timesteps) - 1:
             arguments["generator"] = torch.Generator()  # it draws noise in each half of a step, and adds the second
-        elif config.sampler in STOCHASTIC or arguments:
+        elif "generator" in inspect.signature(scheduler.step).parameters:
             arguments["generator"] = generator
         output = network(x if config.flow else scheduler.scale_model_input(x, t), t)
         x = scheduler.step(output, t, x, **arguments).prev_sample
     return x
-
-
-STOCHASTIC = SAMPLERS.keys() - {*DETERMINISTIC}
 
 
 def sample(config: NoiseConfig, steps: int, **asked: float) -> Tensor:
@@ -100,17 +98,47 @@ LOOPS = [
             {"lower_order_final": False, "solver_order": 3},
             {"lower_order_final": False, "algorithm_type": "sde-dpmsolver++"},
             {"lower_order_final": True, "algorithm_type": "sde-dpmsolver++"},
-            {"euler_at_final": True},
-            {"euler_at_final": True, "lower_order_final": False},
             {"euler_at_final": True, "algorithm_type": "sde-dpmsolver++"},
         )
     ),
     ("DPMSolverMultistepScheduler", {"lower_order_final": False, "solver_order": 3}),
     ("DPMSolverMultistepScheduler", {"euler_at_final": True, "solver_order": 3}),
+    ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
+    *(
+        ("DPMSolverMultistepScheduler", {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"} | said)
+        for said in ({}, {"final_sigmas_type": "sigma_min"}, {"lower_order_final": False, "solver_type": "heun"})
+    ),
+    *(
+        ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min", "solver_order": order} | said)
+        for order in (1, 2, 3)
+        for said in (
+            {"algorithm_type": "dpmsolver"},
+            {"algorithm_type": "dpmsolver", "solver_type": "heun", "lower_order_final": False},
+            {"algorithm_type": "dpmsolver", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+            *([{"algorithm_type": "sde-dpmsolver"}] if order < 3 else []),
+            *([{"algorithm_type": "sde-dpmsolver", "solver_type": "heun"}] if order < 3 else []),
+            {"euler_at_final": True},
+            {"euler_at_final": True, "lower_order_final": False},
+        )
+    ),
     ("DPMSolverSinglestepScheduler", {}),
     ("DPMSolverSinglestepScheduler", {"use_karras_sigmas": True}),
     ("DPMSolverSinglestepScheduler", {"solver_order": 1}),
     ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+    *(
+        ("DPMSolverSinglestepScheduler", {"solver_order": order, "solver_type": kind} | said)
+        for order in (1, 2, 3)
+        for kind in ("midpoint", "heun")
+        for said in (
+            {"lower_order_final": False},
+            {"final_sigmas_type": "sigma_min"},
+            {"final_sigmas_type": "sigma_min", "lower_order_final": False},
+            {"final_sigmas_type": "sigma_min", "lower_order_final": False, "use_karras_sigmas": True},
+            {"final_sigmas_type": "sigma_min", "algorithm_type": "dpmsolver"},
+            {"algorithm_type": "sde-dpmsolver++"},
+            {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "sigma_min", "lower_order_final": False},
+        )
+    ),
     ("UniPCMultistepScheduler", {}),
     ("UniPCMultistepScheduler", {"timestep_spacing": "trailing"}),
     ("DEISMultistepScheduler", {}),
@@ -438,6 +466,14 @@ def test_other_programs_names_are_understood() -> None:
 )
 def test_aliases(theirs: str, ours: tuple[str, str | None]) -> None:
     assert our_sampler(theirs) == ours
+
+
+def test_what_a_name_says_no_configuration_changes() -> None:
+    said = NoiseConfig("DPMSolverMultistepScheduler", solver_type="midpoint").options
+    x, sigmas = 10 * draws(0)(), torch.tensor(GRID)
+    ours = sampler("dpmpp_2m_sde_heun", said)(smooth, x, sigmas, draws(1))
+    assert torch.equal(ours, SAMPLERS["dpmpp_2m_sde_heun"](smooth, x, sigmas, draws(1)))
+    assert not torch.equal(ours, sampler("dpmpp_2m_sde", said)(smooth, x, sigmas, draws(1)))
 
 
 def test_options_are_those_of_the_functions() -> None:

@@ -12,11 +12,10 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from diffusion.seeds import Draw
-from diffusion.steps import FEW, Denoise, levels, slope_share, spans
+from diffusion.steps import FEW, Denoise, exponential_step, levels, slope_share, spans
 
 
 def dpmpp_2m(
@@ -214,10 +213,6 @@ def _step(
     of_noise: bool,
 ) -> Tensor:
     """From x at sigma, where x0 is expected, to lower > 0; x0 or, if it is of the noise, that changes on the way."""
-    ratio = lower / sigma
-    if of_noise:
-        towards, kept, added = x0 - sigma * change, 1 - (1 + eta) * (1 - ratio), eta * (sigma**2 - lower**2)
-    else:
-        towards, kept, added = x0 + change, ratio ** (1 + eta), lower**2 * -math.expm1(2 * eta * math.log(ratio))
-    x = torch.lerp(towards, x, kept)
-    return x + s_noise * math.sqrt(added) * noise() if added > 0 else x
+    towards = x0 - sigma * change if of_noise else x0 + change
+    x, spread = exponential_step(x, towards, sigma, lower, eta, of_noise)
+    return x + s_noise * spread * noise() if spread > 0 else x

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.seeds import Draw
-from diffusion.steps import FEW, Denoise, Leap, churn, heun_step, levels, means, midpoint_step, taken_for, through
+from diffusion.steps import FEW, Denoise, Leap, churn, heun_step, levels, midpoint_step, taken_for
 
 
 def euler(
@@ -189,43 +189,3 @@ def deis(
             bend = ((slopes[2] - slopes[1]) / (u2 - u1) - rise) / u2
             x = x - (second - u1 * first) * bend
     return x
-
-
-def uni_pc(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    noise: Draw,
-    *,
-    order: int = 2,
-    few: float = math.inf,
-    bh1: bool = False,
-    uncorrected: Sequence[int] = (),
-) -> Tensor:
-    """UniPC (Zhao et al. 2023, algorithms 1 and 2), with B(h) = e^h - 1 or, with `bh1`, h. One evaluation a step.
-
-    It predicts with x0's polynomial through the last evaluations, `order` of them. The evaluation where it arrives,
-    which the next step needs anyway, corrects the step just made, but for those whose numbers are in `uncorrected`.
-    The last steps have lower orders if there are few; one that ends at 0 is of order 1.
-    """
-    grid, steps = levels(sigmas), len(sigmas) - 1  # as in `deis`
-    x0s, start, use = list[Tensor](), x, 0
-    for i, (sigma, lower) in enumerate(pairwise(grid)):
-        x0 = denoise(x, sigma)
-        if i > 0 and i - 1 not in uncorrected:
-            x = _unified([*x0s[:use], x0], [*grid[i - 1 :: -1][:use], sigma], start, grid[i - 1], sigma, bh1)
-        x0s, start = [x0, *x0s][:order], x
-        use = 1 if lower == 0 else min(len(x0s), steps - i) if steps < few else len(x0s)
-        x = _unified(x0s[:use], grid[i::-1][:use], x, sigma, lower, bh1)
-    return x
-
-
-def _unified(x0s: Sequence[Tensor], at: Sequence[float], x: Tensor, sigma: float, lower: float, bh1: bool) -> Tensor:
-    """UniPC's step from sigma to lower, along x0's polynomial through `x0s` at the sigmas `at`, the first is sigma.
-
-    Of a line it is not the exact mean over the step that it takes, but the middle, which B(h) moves.
-    """
-    h = math.log(sigma / lower) if lower > 0 else math.inf
-    middle = h / -math.expm1(-h) / 2 if bh1 else 1 / 2
-    shares = [1.0, middle] if len(at) == 2 else means(h, len(at))
-    return torch.lerp(through(x0s, [math.log(sigma / other) / h for other in at], shares), x, lower / sigma)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion import dpm, ode, sde
+from diffusion import correctors, dpm, ode, sde
 from diffusion.schedules import SCHEDULE_NAMES
 
 Sampler = Callable[..., Tensor]  # (Denoise, Tensor, Tensor, Draw, **options) => Tensor
@@ -28,7 +28,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": dpm.dpmpp_2m,
     "ddim": sde.ddim,
     "ddpm": sde.ddpm,
-    "uni_pc": ode.uni_pc,
+    "uni_pc": correctors.uni_pc,
     "dpm_2": ode.dpm_2,
     "dpm_2_ancestral": sde.dpm_2_ancestral,
     "lms": ode.lms,

@@ -31,7 +31,7 @@ EDM = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho"
 MULTISTEP_KNOWS = frozenset(
     {"final_sigmas_type", "algorithm_type", "solver_order", "solver_type", "lower_order_final", "euler_at_final"}
 )
-OF_NOISE = ("dpmsolver", "sde-dpmsolver")
+OF_NOISE = frozenset({"dpmsolver", "sde-dpmsolver"})  # the algorithms
 SOLVER_TYPES = ("midpoint", "heun")
 MULTISTEP: dict[tuple[str, int], Solver] = {
     ("dpmsolver++", 1): ("ddim", {}),
@@ -43,14 +43,14 @@ MULTISTEP: dict[tuple[str, int], Solver] = {
 }
 MULTISTEP_OF_NOISE: dict[tuple[str, int], Solver] = {
     ("dpmsolver", 1): ("ddim", {}),
-    ("dpmsolver", 2): ("dpmpp_2m", {"of_noise": True}),
-    ("dpmsolver", 3): ("dpmpp_3m", {"of_noise": True}),
-    ("sde-dpmsolver", 1): ("dpmpp_2m_sde", {"of_noise": True, "first_order": True}),
-    ("sde-dpmsolver", 2): ("dpmpp_2m_sde", {"of_noise": True}),  # of a third order diffusers knows no formula
+    ("dpmsolver", 2): ("dpmpp_2m", {}),
+    ("dpmsolver", 3): ("dpmpp_3m", {}),
+    ("sde-dpmsolver", 1): ("dpmpp_2m_sde", {"first_order": True}),
+    ("sde-dpmsolver", 2): ("dpmpp_2m_sde", {}),  # of a third order diffusers knows no formula
 }
 SINGLESTEP: dict[tuple[str, int], Solver] = {
     (algorithm, order): ("dpmpp_2s", {"order": order} | said)
-    for algorithm, said in (("dpmsolver++", {}), ("sde-dpmsolver++", {"sde": True}), ("dpmsolver", {"of_noise": True}))
+    for algorithm, said in (("dpmsolver++", {}), ("sde-dpmsolver++", {"sde": True}), ("dpmsolver", {}))
     for order in (1, 2, 3)
 }
 
@@ -88,7 +88,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         sampler="uni_pc",
         knows=CURVES
         | {"rescale_betas_zero_snr", "final_sigmas_type", "solver_order", "solver_type", "lower_order_final"}
-        | {"disable_corrector"},
+        | {"disable_corrector", "predict_x0"},
         whole_times=True,
         skips_last=True,
         defaults={"solver_type": "bh2"},

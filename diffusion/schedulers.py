@@ -18,7 +18,6 @@ _HONOURED: dict[str, tuple[Any, ...]] = {
     "interpolation_type": ("linear",),
     "invert_sigmas": (False,),
     "lambda_min_clipped": (-math.inf,),
-    "predict_x0": (True,),
     "shift_terminal": (None,),
     "sigma_max": (None,),
     "sigma_min": (None,),
@@ -63,6 +62,7 @@ class NoiseConfig:
     solver_type: str = "midpoint"  # midpoint | heun; UniPC's are bh1 | bh2
     lower_order_final: bool = True  # whether the last of few steps have lower orders
     euler_at_final: bool = False  # whether the last of many has order 1, too
+    predict_x0: bool = True  # False: UniPC predicts the noise in x
     disable_corrector: tuple[int, ...] = ()  # the steps that UniPC does not correct
     clip_sample: bool = False  # of x0 to +-clip_sample_range
     clip_sample_range: float = 1.0
@@ -89,8 +89,9 @@ class NoiseConfig:
             orders = [order for algorithm, order in scheduler.solvers if algorithm == self.algorithm_type]
             _one_of("algorithm_type", self.algorithm_type, dict.fromkeys(name for name, _ in scheduler.solvers))
             _one_of(f"solver_order with algorithm_type {self.algorithm_type!r}", self.solver_order, orders)
-            if self.algorithm_type in OF_NOISE:  # whose last step to 0 would be endless
-                _one_of(f"final_sigmas_type with {self.algorithm_type!r}", self.final_sigmas_type, ("sigma_min",))
+        if self.of_noise and self.ends_at_zero:  # not a number in diffusers, or refused
+            asked = f"algorithm_type {self.algorithm_type!r}" if self.predict_x0 else "predict_x0 False"
+            raise ValueError(f"final_sigmas_type is 'zero' with {asked}; expected 'sigma_min'.")
         _one_of("sigma_schedule", self.sigma_schedule, ("karras", "exponential"))
         if not 0 < self.sigma_min < self.sigma_max or self.sigma_data <= 0 or self.rho <= 0:
             raise ValueError(
@@ -127,6 +128,11 @@ class NoiseConfig:
         return SCHEDULERS[self.scheduler].solvers.get((self.algorithm_type, self.solver_order))
 
     @property
+    def of_noise(self) -> bool:
+        """Whether its solver predicts the noise in x, and not x0."""
+        return self.algorithm_type in OF_NOISE or not self.predict_x0
+
+    @property
     def predicts(self) -> str:
         """What the network predicts, in the names of `denoiser`: EDM's files say epsilon of the paper's own F."""
         return "edm_prediction" if self.edm and self.prediction_type == "epsilon" else self.prediction_type
@@ -151,6 +157,8 @@ class NoiseConfig:
             said["few"] = 0
         if self.euler_at_final:
             said["euler_last"] = True
+        if self.of_noise:
+            said["of_noise"] = True
         if self.solver_type == "bh1":
             said["bh1"] = True
         if self.disable_corrector:

@@ -73,6 +73,22 @@ def churn(
     return x + s_noise * math.sqrt(higher**2 - sigma**2) * noise(), higher
 
 
+def exponential_step(
+    x: Tensor, towards: Tensor, sigma: float, lower: float, eta: float, of_noise: bool
+) -> tuple[Tensor, float]:
+    """x at sigma led to lower > 0 towards an x0, and the spread of the noise that the SDE adds on the way.
+
+    The x0 is exact all along the way or, `of_noise`, the noise in x at its beginning is: where eta is more than 0, they
+    differ. There the former forgets x exponentially, and the latter is a straight line.
+    """
+    ratio = lower / sigma
+    if of_noise:
+        kept, added = 1 - (1 + eta) * (1 - ratio), eta * (sigma**2 - lower**2)
+    else:
+        kept, added = ratio ** (1 + eta), -(lower**2) * math.expm1(2 * eta * math.log(ratio))
+    return torch.lerp(towards, x, kept), math.sqrt(added)
+
+
 def slope_share(h: float) -> float:
     """How far ahead the exact integral over a step of length h in -log sigma looks along x0's slope, of h.
 

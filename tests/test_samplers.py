@@ -152,6 +152,18 @@ LOOPS = [
         ("UniPCMultistepScheduler", {"solver_type": "bh1", "solver_order": order, "final_sigmas_type": "sigma_min"})
         for order in (1, 2, 3)
     ),
+    *(
+        ("UniPCMultistepScheduler", {"predict_x0": False, "final_sigmas_type": "sigma_min"} | said)
+        for said in (
+            {"solver_order": 1},
+            {},
+            {"solver_type": "bh1", "prediction_type": "v_prediction"},
+            {"solver_order": 3},
+            {"solver_order": 3, "lower_order_final": False, "rescale_betas_zero_snr": True},
+            {"use_karras_sigmas": True},
+        )
+    ),
+    ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}),  # corrected at its end
     ("UniPCMultistepScheduler", {"disable_corrector": (0, 3)}),
     ("UniPCMultistepScheduler", {"final_sigmas_type": "sigma_min", "lower_order_final": False}),
     ("DEISMultistepScheduler", {"solver_order": 1}),

@@ -43,6 +43,7 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_2m_sde_heun": (MULTISTEP, {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
     "deis": ("DEISMultistepScheduler", {}),
     "uni_pc": ("UniPCMultistepScheduler", {}),
+    "sa_solver": ("SASolverScheduler", {"algorithm_type": "data_prediction"}),
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }

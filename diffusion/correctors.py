@@ -8,10 +8,11 @@ step just made. The last steps have lower orders where there are fewer than `few
 import math
 from collections.abc import Callable, Collection, Sequence
 
+import torch
 from torch import Tensor
 
 from diffusion.seeds import Draw
-from diffusion.steps import Denoise, exponential_step, means, spans, through
+from diffusion.steps import Denoise, exponential_step, means, slope_share, spans, through
 
 
 def uni_pc(
@@ -31,23 +32,75 @@ def uni_pc(
     Of a line it is not the exact mean over the step that it takes, but the middle, which B(h) moves. The steps whose
     numbers are in `uncorrected` stay as they are.
     """
+    line = _moved_middle if bh1 else _middle
+    return _corrected(
+        denoise, x, sigmas, noise, order, order + 1, few=few, line=line, of_noise=of_noise, uncorrected=uncorrected
+    )
 
-    def line(h: float) -> float:
-        return h / -math.expm1(-h) / 2 if bh1 else 1 / 2
 
-    pairs, steps = spans(sigmas), len(sigmas) - 1  # equal sigmas at the end count as steps to be few or not
-    outputs, at, start, use = list[Tensor](), list[float](), x, 0
-    for i, (sigma, lower) in enumerate(pairs):
+def sa_solver(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    predictor: int = 2,
+    corrector: int = 2,
+    few: float = math.inf,
+    of_noise: bool = False,
+    tau: Callable[[float], float] = lambda sigma: 1.0,
+) -> Tensor:
+    """SA-Solver (Xue et al. 2023, algorithm 1): of the SDE, with as much of its noise as tau^2. One evaluation a step.
+
+    `predictor` and `corrector` are how many evaluations the polynomials go through, from 1. Of a line through x0s it
+    takes no exact mean, as in UniPC with `bh1`. A corrected step is given the noise that it was given before.
+    """
+    line = slope_share if of_noise else _moved_middle
+    return _corrected(denoise, x, sigmas, noise, predictor, corrector, few=few, line=line, of_noise=of_noise, tau=tau)
+
+
+def _middle(h: float) -> float:
+    return 1 / 2
+
+
+def _moved_middle(h: float) -> float:
+    return h / -math.expm1(-h) / 2
+
+
+def _corrected(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    predictor: int,
+    corrector: int,
+    *,
+    few: float,
+    line: Callable[[float], float],
+    of_noise: bool,
+    uncorrected: Collection[int] = (),
+    tau: Callable[[float], float] | None = None,
+) -> Tensor:
+    """Steps along the polynomial through `predictor` evaluations, made anew along that through `corrector` of them.
+
+    `line` tells how far ahead to look along a polynomial of two, in a step of a length.
+    """
+    steps, most = len(sigmas) - 1, max(predictor, corrector, 2)  # equal sigmas at the end count as steps, few or not
+    outputs, at, start, correct, eta, drawn = list[Tensor](), list[float](), x, 0, 0.0, torch.zeros(())
+    for i, (sigma, lower) in enumerate(spans(sigmas)):
         x0 = denoise(x, sigma)
         if lower == 0:
             return x0
-        outputs, at = [(x - x0) / sigma if of_noise else x0, *outputs][: order + 1], [sigma, *at][: order + 1]
+        outputs, at = [(x - x0) / sigma if of_noise else x0, *outputs][:most], [sigma, *at][:most]
         if i > 0 and i - 1 not in uncorrected:
-            x = _led(outputs[: use + 1], at[: use + 1], start, at[1], sigma, line, of_noise)
+            x = _led(outputs[:correct], at[:correct], start, at[1], sigma, line, of_noise, eta, drawn)
         if lower == sigma:
             return x
-        start, use = x, min(order, i + 1, steps - i if steps < few else order)
-        x = _led(outputs[:use], at[:use], x, sigma, lower, line, of_noise)
+        left = steps - i if steps < few else most
+        start, correct = x, min(corrector, left + 1)
+        if tau:
+            eta, drawn = tau(sigma) ** 2, noise()
+        x = _led(outputs[:predictor][:left], at[:predictor][:left], x, sigma, lower, line, of_noise, eta, drawn)
     return x
 
 
@@ -59,13 +112,13 @@ def _led(
     lower: float,
     line: Callable[[float], float],
     of_noise: bool,
+    eta: float,
+    drawn: Tensor,
 ) -> Tensor:
-    """x after a step from sigma to lower along the polynomial through the outputs at the sigmas `at`.
-
-    `line` tells how far ahead to look along one of two, in a step of a length.
-    """
+    """x after a step from sigma to lower along the polynomial through the outputs at the sigmas `at`."""
     h = math.log(sigma / lower)
-    stretched = -h if of_noise else h  # see `dpm`
+    stretched = -h if of_noise else (1 + eta) * h  # see `dpm`
     shares = [1.0, line(stretched)] if len(at) == 2 else means(stretched, len(at))
     mean = through(outputs, [math.log(sigma / other) / h for other in at], shares)
-    return exponential_step(x, x - sigma * mean if of_noise else mean, sigma, lower, 0.0, of_noise)[0]
+    x, spread = exponential_step(x, x - sigma * mean if of_noise else mean, sigma, lower, eta, of_noise)
+    return x + spread * drawn if spread > 0 else x

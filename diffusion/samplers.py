@@ -20,7 +20,7 @@ from diffusion.schedules import SCHEDULE_NAMES
 
 Sampler = Callable[..., Tensor]  # (Denoise, Tensor, Tensor, Draw, **options) => Tensor
 
-# Our names are ComfyUI's, where it has one. The last three are what files of diffusers' schedulers ask for, besides.
+# Our names are ComfyUI's, where it has one. The last four are what files of diffusers' schedulers ask for, besides.
 SAMPLERS: dict[str, Sampler] = {
     "euler": ode.euler,
     "euler_ancestral": sde.euler_ancestral,
@@ -44,6 +44,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2s": dpm.dpmpp_2s,
     "dpmpp_3m": dpm.dpmpp_3m,
     "deis": ode.deis,
+    "sa_solver": correctors.sa_solver,
 }
 
 # And those of AUTOMATIC1111's web UI. Both are understood.
@@ -70,6 +71,7 @@ SAMPLER_NAMES = {
     "dpmpp_2s": "DPM++ 2S",
     "dpmpp_3m": "DPM++ 3M",
     "deis": "DEIS",
+    "sa_solver": "SA-Solver",
 }
 
 # The samplers that the web UI gives one sigma more and then takes the last but one away from.

@@ -31,7 +31,7 @@ EDM = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho"
 MULTISTEP_KNOWS = frozenset(
     {"final_sigmas_type", "algorithm_type", "solver_order", "solver_type", "lower_order_final", "euler_at_final"}
 )
-OF_NOISE = frozenset({"dpmsolver", "sde-dpmsolver"})  # the algorithms
+OF_NOISE = frozenset({"dpmsolver", "sde-dpmsolver", "noise_prediction"})  # the algorithms
 SOLVER_TYPES = ("midpoint", "heun")
 MULTISTEP: dict[tuple[str, int], Solver] = {
     ("dpmsolver++", 1): ("ddim", {}),
@@ -101,6 +101,20 @@ SCHEDULERS: dict[str, Scheduler] = {
         skips_last=True,
         stops_short=True,
         accepts={"algorithm_type": ("deis",), "solver_order": (1, 2, 3), "solver_type": ("logrho",)},
+    ),
+    "SASolverScheduler": Scheduler(
+        sampler="sa_solver",
+        knows=CURVES | {"algorithm_type", "predictor_order", "corrector_order", "lower_order_final"},
+        whole_times=True,
+        skips_last=True,
+        stops_short=True,
+        defaults={"algorithm_type": "data_prediction"},
+        accepts={
+            "algorithm_type": ("data_prediction", "noise_prediction"),
+            "predictor_order": (1, 2, 3, 4),
+            "corrector_order": (1, 2, 3, 4),
+            "tau_func": (None,),
+        },
     ),
     "DDIMScheduler": Scheduler(
         sampler="ddim",

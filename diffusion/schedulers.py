@@ -57,11 +57,13 @@ class NoiseConfig:
     set_alpha_to_one: bool = True  # False: DDIM and PNDM end at sigmas[0] and not at 0
     skip_prk_steps: bool = True  # False: PNDM begins with steps of Runge and Kutta's
     final_sigmas_type: str = "zero"  # zero | sigma_min: the same question, as the other schedulers put it
-    algorithm_type: str = "dpmsolver++"  # dpmsolver++ | sde-dpmsolver++ | dpmsolver | sde-dpmsolver
+    algorithm_type: str = "dpmsolver++"  # or dpmsolver, and sde- of both; SA-Solver's: {data,noise}_prediction
     solver_order: int = 2  # 1 | 2 | 3
     solver_type: str = "midpoint"  # midpoint | heun; UniPC's are bh1 | bh2
     lower_order_final: bool = True  # whether the last of few steps have lower orders
     euler_at_final: bool = False  # whether the last of many has order 1, too
+    predictor_order: int = 2  # these two are SA-Solver's: 1 to 4
+    corrector_order: int = 2
     predict_x0: bool = True  # False: UniPC predicts the noise in x
     disable_corrector: tuple[int, ...] = ()  # the steps that UniPC does not correct
     clip_sample: bool = False  # of x0 to +-clip_sample_range
@@ -151,6 +153,8 @@ class NoiseConfig:
             said |= self.solver[1]
         elif "solver_order" in knows:
             said["order"] = self.solver_order
+        if "predictor_order" in knows:
+            said |= {"predictor": self.predictor_order, "corrector": self.corrector_order}
         if "solver_type" in knows:
             said["midpoint"] = self.solver_type != "heun"
         if not self.lower_order_final:

@@ -194,6 +194,8 @@ def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> Non
         ({"_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
         ({"_class_name": "UniPCMultistepScheduler", "solver_order": 4}, "solver_order"),
         ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "predict_x0 False; expected 'sigma_min'"),
+        ({"_class_name": "SASolverScheduler", "predictor_order": 5}, "predictor_order"),
+        ({"_class_name": "SASolverScheduler", "tau_func": "constant"}, "tau_func"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type"),
         ({"use_exponential_sigmas": True, "use_karras_sigmas": True}, "use_exponential_sigmas"),
         ({"thresholding": True}, "thresholding"),

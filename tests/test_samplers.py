@@ -66,7 +66,7 @@ def sample(config: NoiseConfig, steps: int, **asked: float) -> Tensor:
     sigmas = schedule(noise, "automatic", steps)
     denoiser = Denoiser(network, noise)
     x = draw() * noise.start(sigmas[0].item())
-    said = {"leap": leap(noise, steps), "earlier": noise.earlier}
+    said = {"leap": leap(noise, steps), "earlier": noise.earlier, "tau": noise.tau}
     follow = sampler(config.sampler, config.options | said | asked)
     x = follow(lambda x, sigma: denoiser(x, sigma, None), x, sigmas, draw)
     return x if config.edm else x / math.hypot(1, sigmas[-1])
@@ -170,6 +170,19 @@ LOOPS = [
     ("DEISMultistepScheduler", {"lower_order_final": False}),
     ("DEISMultistepScheduler", {"solver_order": 3, "lower_order_final": False}),
     ("DEISMultistepScheduler", {"solver_order": 3}),
+    *(
+        ("SASolverScheduler", {"algorithm_type": f"{kind}_prediction"} | said)
+        for kind in ("data", "noise")
+        for said in (
+            {},
+            {"use_karras_sigmas": True},
+            {"timestep_spacing": "trailing", "prediction_type": "v_prediction", "lower_order_final": False},
+            {"predictor_order": 1, "corrector_order": 1},
+            {"predictor_order": 1, "corrector_order": 3},
+            {"predictor_order": 3, "corrector_order": 1},
+            {"predictor_order": 4, "corrector_order": 4},
+        )
+    ),
     ("DDIMScheduler", {"timestep_spacing": "leading"}),
     ("DDIMScheduler", {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}),
     ("DDIMScheduler", {"timestep_spacing": "leading", "clip_sample": True, "clip_sample_range": 0.3}),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion.seeds import Draw
-from diffusion.steps import Denoise, exponential_step, means, slope_share, spans, through
+from diffusion.steps import Denoise, Time, exponential_step, means, slope_share, spans, through
 
 
 def uni_pc(
@@ -48,15 +48,17 @@ def sa_solver(
     corrector: int = 2,
     few: float = math.inf,
     of_noise: bool = False,
-    tau: Callable[[float], float] = lambda sigma: 1.0,
+    time: Time = lambda sigma: 500.0,
 ) -> Tensor:
-    """SA-Solver (Xue et al. 2023, algorithm 1): of the SDE, with as much of its noise as tau^2. One evaluation a step.
+    """SA-Solver (Xue et al. 2023, algorithm 1): of the SDE between two times, else of the ODE. One evaluation a step.
 
-    `predictor` and `corrector` are how many evaluations the polynomials go through, from 1. Of a line through x0s it
-    takes no exact mean, as in UniPC with `bh1`. A corrected step is given the noise that it was given before.
+    The two times are diffusers' own choice. `predictor` and `corrector` are how many evaluations the polynomials go
+    through, from 1. Of a line through x0s it takes no exact mean, as UniPC with `bh1` does not. A corrected step is
+    given the noise that it was given before.
     """
     line = slope_share if of_noise else _moved_middle
-    return _corrected(denoise, x, sigmas, noise, predictor, corrector, few=few, line=line, of_noise=of_noise, tau=tau)
+    eta = lambda sigma: float(200 <= time(sigma) <= 800)
+    return _corrected(denoise, x, sigmas, noise, predictor, corrector, few=few, line=line, of_noise=of_noise, eta=eta)
 
 
 def _middle(h: float) -> float:
@@ -79,28 +81,29 @@ def _corrected(
     line: Callable[[float], float],
     of_noise: bool,
     uncorrected: Collection[int] = (),
-    tau: Callable[[float], float] | None = None,
+    eta: Callable[[float], float] | None = None,
 ) -> Tensor:
     """Steps along the polynomial through `predictor` evaluations, made anew along that through `corrector` of them.
 
-    `line` tells how far ahead to look along a polynomial of two, in a step of a length.
+    `line` tells how far ahead to look along a polynomial of two, in a step of a length; `eta` how much of the SDE's
+    noise to add.
     """
     steps, most = len(sigmas) - 1, max(predictor, corrector, 2)  # equal sigmas at the end count as steps, few or not
-    outputs, at, start, correct, eta, drawn = list[Tensor](), list[float](), x, 0, 0.0, torch.zeros(())
+    outputs, at, start, correct, share, drawn = list[Tensor](), list[float](), x, 0, 0.0, torch.zeros(())
     for i, (sigma, lower) in enumerate(spans(sigmas)):
         x0 = denoise(x, sigma)
         if lower == 0:
             return x0
         outputs, at = [(x - x0) / sigma if of_noise else x0, *outputs][:most], [sigma, *at][:most]
         if i > 0 and i - 1 not in uncorrected:
-            x = _led(outputs[:correct], at[:correct], start, at[1], sigma, line, of_noise, eta, drawn)
+            x = _led(outputs[:correct], at[:correct], start, at[1], sigma, line, of_noise, share, drawn)
         if lower == sigma:
             return x
         left = steps - i if steps < few else most
         start, correct = x, min(corrector, left + 1)
-        if tau:
-            eta, drawn = tau(sigma) ** 2, noise()
-        x = _led(outputs[:predictor][:left], at[:predictor][:left], x, sigma, lower, line, of_noise, eta, drawn)
+        if eta:
+            share, drawn = eta(sigma), noise()
+        x = _led(outputs[:predictor][:left], at[:predictor][:left], x, sigma, lower, line, of_noise, share, drawn)
     return x
 
 

@@ -80,9 +80,9 @@ class Noise:
         time = self.timestep(sigma).float()  # a time of the table's own, between which float64 might fall short of it
         return self.sigma((share * time).floor()).item()
 
-    def tau(self, sigma: float) -> float:
-        """What of its SDE's noise diffusers has SA-Solver add: all between the times 200 and 800, else none."""
-        return float(200 <= self.timestep(sigma).float() <= 800)
+    def time(self, sigma: float) -> float:
+        """The time of a sigma as a number of the table's own, between which float64 might fall short of it."""
+        return self.timestep(sigma).float().item()
 
     def quantile(self, q: Tensor) -> Tensor:
         """Training times [B] for numbers q [B] in [0, 1): uniform if q is, and whole ones if discrete."""

@@ -201,7 +201,7 @@ class Pipeline:
 
     def sampler(self, request: Resolved) -> Sampler:
         """The sampler, told what the model's configuration and the request say to it."""
-        asked: dict[str, Any] = {"earlier": self.model.noise.earlier, "tau": self.model.noise.tau}
+        asked: dict[str, Any] = {"earlier": self.model.noise.earlier, "time": self.model.noise.time}
         asked |= {option: value for option in OPTIONS if (value := getattr(request, option)) is not None}
         if (request.sampler, request.schedule) == (self.model.noise.config.sampler, "automatic"):
             asked["leap"] = leap(self.model.noise, request.steps)

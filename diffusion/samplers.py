@@ -118,9 +118,12 @@ def effective(name: str, said: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def sampler(name: str, said: Mapping[str, Any]) -> Sampler:
-    """A sampler with those of the options said that it knows."""
+    """A sampler with those of the options said that it knows; a `limit` is what any is given its x0 within."""
     known = inspect.signature(SAMPLERS[name]).parameters
-    return partial(SAMPLERS[name], **{option: value for option, value in said.items() if option in known})
+    told = partial(SAMPLERS[name], **{option: value for option, value in said.items() if option in known})
+    if (limit := said.get("limit")) is None:
+        return told
+    return lambda denoise, *others: told(lambda x, sigma: limit(denoise(x, sigma)), *others)
 
 
 def our_sampler(name: str) -> tuple[str, str | None]:

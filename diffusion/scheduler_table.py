@@ -20,16 +20,19 @@ class Scheduler:
     defaults: dict[str, Any] = field(default_factory=dict)  # where its own differ from NoiseConfig's
     accepts: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # of a key's values, those honoured here
     solvers: dict[tuple[str, int], Solver] = field(default_factory=dict)  # by `algorithm_type` and `solver_order`
+    cannot: tuple[dict[str, Any], ...] = ()  # what, taken together, diffusers makes an error of, or no numbers
 
 
 CURVES = frozenset({"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"})
-CLIP = frozenset({"clip_sample", "clip_sample_range"})
+THRESHOLD = frozenset({"thresholding", "dynamic_thresholding_ratio", "sample_max_value"})
+CLIP = THRESHOLD | {"clip_sample", "clip_sample_range"}
 K_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}  # the defaults of some that come from there
 # What EDM's schedulers do not have, and what they alone have.
 DISCRETE = frozenset({"beta_start", "beta_end", "beta_schedule", "trained_betas", "timestep_spacing", "steps_offset"})
 EDM = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho"})
 MULTISTEP_KNOWS = frozenset(
     {"final_sigmas_type", "algorithm_type", "solver_order", "solver_type", "lower_order_final", "euler_at_final"}
+    | THRESHOLD
 )
 OF_NOISE = frozenset({"dpmsolver", "sde-dpmsolver", "noise_prediction"})  # the algorithms
 SOLVER_TYPES = ("midpoint", "heun")
@@ -73,6 +76,10 @@ SCHEDULERS: dict[str, Scheduler] = {
         skips_last=True,
         accepts={"solver_type": SOLVER_TYPES},
         solvers=MULTISTEP | MULTISTEP_OF_NOISE,
+        cannot=(
+            {"algorithm_type": "dpmsolver", "final_sigmas_type": "zero"},
+            {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "zero"},
+        ),
     ),
     "DPMSolverSinglestepScheduler": Scheduler(
         sampler="dpmpp_2s",
@@ -83,20 +90,26 @@ SCHEDULERS: dict[str, Scheduler] = {
         defaults={"lower_order_final": False},
         accepts={"solver_type": SOLVER_TYPES},
         solvers=SINGLESTEP,
+        cannot=(
+            {"algorithm_type": "dpmsolver", "final_sigmas_type": "zero"},
+            {"algorithm_type": "dpmsolver", "thresholding": True},
+        ),
     ),
     "UniPCMultistepScheduler": Scheduler(
         sampler="uni_pc",
         knows=CURVES
         | {"rescale_betas_zero_snr", "final_sigmas_type", "solver_order", "solver_type", "lower_order_final"}
-        | {"disable_corrector", "predict_x0"},
+        | {"disable_corrector", "predict_x0"}
+        | THRESHOLD,
         whole_times=True,
         skips_last=True,
         defaults={"solver_type": "bh2"},
+        cannot=({"predict_x0": False, "final_sigmas_type": "zero"},),
         accepts={"solver_order": (1, 2, 3), "solver_type": ("bh1", "bh2", "midpoint")},  # which is bh2 to it
     ),
     "DEISMultistepScheduler": Scheduler(
         sampler="deis",
-        knows=CURVES | {"solver_order", "lower_order_final"},
+        knows=CURVES | {"solver_order", "lower_order_final"} | THRESHOLD,
         whole_times=True,
         skips_last=True,
         stops_short=True,
@@ -104,7 +117,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     ),
     "SASolverScheduler": Scheduler(
         sampler="sa_solver",
-        knows=CURVES | {"algorithm_type", "predictor_order", "corrector_order", "lower_order_final"},
+        knows=CURVES | {"algorithm_type", "predictor_order", "corrector_order", "lower_order_final"} | THRESHOLD,
         whole_times=True,
         skips_last=True,
         stops_short=True,
@@ -115,6 +128,7 @@ SCHEDULERS: dict[str, Scheduler] = {
             "corrector_order": (1, 2, 3, 4),
             "tau_func": (None,),
         },
+        cannot=({"algorithm_type": "noise_prediction", "thresholding": True},),
     ),
     "DDIMScheduler": Scheduler(
         sampler="ddim",
@@ -125,9 +139,10 @@ SCHEDULERS: dict[str, Scheduler] = {
     ),
     "DDPMScheduler": Scheduler(
         sampler="ddpm",
-        knows=CLIP | {"rescale_betas_zero_snr"},
+        knows=CLIP | {"rescale_betas_zero_snr", "variance_type"},
         whole_times=True,
         defaults={"timestep_spacing": "leading", "clip_sample": True},
+        accepts={"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")},
     ),
     "PNDMScheduler": Scheduler(
         sampler="plms",
@@ -139,11 +154,10 @@ SCHEDULERS: dict[str, Scheduler] = {
     ),
     "LCMScheduler": Scheduler(
         sampler="lcm",
-        knows=CLIP | {"rescale_betas_zero_snr", "original_inference_steps"},
+        knows=CLIP | {"rescale_betas_zero_snr", "original_inference_steps", "timestep_scaling"},
         whole_times=True,
         ignores=frozenset({"timestep_spacing", "steps_offset"}),
         defaults={**K_DIFFUSION, "beta_schedule": "scaled_linear"},
-        accepts={"timestep_scaling": (10.0,)},
     ),
     "TCDScheduler": Scheduler(
         sampler="tcd",

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from diffusion.config import checked
 from diffusion.scheduler_table import CURVES, OF_NOISE, SCHEDULERS, Solver
+from diffusion.steps import Clip, Threshold
 
 # What diffusers' files may also say: each key with the values under which it changes nothing here.
 _HONOURED: dict[str, tuple[Any, ...]] = {
@@ -23,16 +24,14 @@ _HONOURED: dict[str, tuple[Any, ...]] = {
     "sigma_min": (None,),
     "solver_p": (None,),
     "stochastic_sampling": (False,),
-    "thresholding": (False,),
     "timestep_type": ("discrete",),
     "use_dynamic_shifting": (False,),
     "use_flow_sigmas": (False,),
-    "variance_type": (None, "fixed_small"),
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
 }
 _INERT = {
     *("base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift", "time_shift_type", "flow_shift"),
-    *("dynamic_thresholding_ratio", "sample_max_value", "noise_sampler_seed"),
-    "timestep_scaling",
+    "noise_sampler_seed",
 }
 
 
@@ -68,7 +67,12 @@ class NoiseConfig:
     disable_corrector: tuple[int, ...] = ()  # the steps that UniPC does not correct
     clip_sample: bool = False  # of x0 to +-clip_sample_range
     clip_sample_range: float = 1.0
+    thresholding: bool = False  # of x0, instead: see `steps.Threshold`
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+    variance_type: str = "fixed_small"  # fixed_small | fixed_small_log, which is the same | fixed_large: DDPM's noise
     original_inference_steps: int = 50  # the times that a consistency model was distilled at
+    timestep_scaling: float = 10.0  # of LCM's time, where it asks how much of x to keep
     shift: float = 1.0  # of the flow's times (Esser et al. 2024, equation 23)
     sigma_min: float = 0.002  # these five are EDM's alone (Karras et al. 2022)
     sigma_max: float = 80.0
@@ -91,9 +95,15 @@ class NoiseConfig:
             orders = [order for algorithm, order in scheduler.solvers if algorithm == self.algorithm_type]
             _one_of("algorithm_type", self.algorithm_type, dict.fromkeys(name for name, _ in scheduler.solvers))
             _one_of(f"solver_order with algorithm_type {self.algorithm_type!r}", self.solver_order, orders)
-        if self.of_noise and self.ends_at_zero:  # not a number in diffusers, or refused
-            asked = f"algorithm_type {self.algorithm_type!r}" if self.predict_x0 else "predict_x0 False"
-            raise ValueError(f"final_sigmas_type is 'zero' with {asked}; expected 'sigma_min'.")
+        for together in scheduler.cannot:
+            if all(getattr(self, key) == value for key, value in together.items()):
+                asked = " and ".join(f"{key} {value!r}" for key, value in together.items())
+                raise ValueError(f"{self.scheduler} with {asked} is not supported: in diffusers, too, that fails.")
+        if not 0 <= self.dynamic_thresholding_ratio <= 1 or self.sample_max_value <= 0:
+            raise ValueError(
+                f"dynamic_thresholding_ratio is {self.dynamic_thresholding_ratio} and sample_max_value "
+                f"{self.sample_max_value}; expected a number from 0 to 1, and one above 0."
+            )
         _one_of("sigma_schedule", self.sigma_schedule, ("karras", "exponential"))
         if not 0 < self.sigma_min < self.sigma_max or self.sigma_data <= 0 or self.rho <= 0:
             raise ValueError(
@@ -167,8 +177,15 @@ class NoiseConfig:
             said["bh1"] = True
         if self.disable_corrector:
             said["uncorrected"] = self.disable_corrector
-        if self.clip_sample:
-            said["clip"] = self.clip_sample_range
+        if self.thresholding and self.predict_x0:
+            limit = Threshold(self.dynamic_thresholding_ratio, self.sample_max_value)
+            said["clip" if "clip_sample" in knows else "limit"] = limit
+        elif self.clip_sample:
+            said["clip"] = Clip(self.clip_sample_range)
+        if self.variance_type == "fixed_large":
+            said["large"] = True
+        if "timestep_scaling" in knows:
+            said["scaling"] = self.timestep_scaling
         if self.prediction_type == "v_prediction" and self.scheduler == "PNDMScheduler":
             said["velocity"] = True
         if not self.skip_prk_steps:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion.schedules import karras
 from diffusion.seeds import Draw
-from diffusion.steps import Denoise, Leap, ancestral, heun_step, levels, midpoint_step, taken_for
+from diffusion.steps import Denoise, Leap, Limit, Time, ancestral, heun_step, levels, midpoint_step, taken_for
 
 
 def euler_ancestral(
@@ -36,13 +36,13 @@ def ddim(
     noise: Draw,
     *,
     eta: float = 0.0,
-    clip: float | None = None,
+    clip: Limit | None = None,
     leap: Leap | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021a, equation 12), Euler's method on sigma, as that paper's equation 14 shows. Order 1.
 
-    x0 is clipped to +-`clip`, if given; the noise in x is still taken to be what it was before. With `leap`, each
-    step leads down by 1 of it, and x is then taken for one at the next sigma.
+    `clip` limits x0, if given; the noise in x is still taken to be what it was before. With `leap`, each step leads
+    down by 1 of it, and x is then taken for one at the next sigma.
     """
     for sigma, lower in pairwise(levels(sigmas)):
         arrival = leap(sigma, 1) if leap else lower
@@ -50,25 +50,57 @@ def ddim(
         x0 = denoise(x, sigma)
         x = torch.lerp(x0, x, weight)
         if clip is not None:
-            x = x + (x0.clamp(-clip, clip) - x0)
+            x = x + (clip(x0) - x0)
         if up > 0:
             x = x + up * noise()
         x = taken_for(x, arrival, lower)
     return x
 
 
-def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, clip: float | None = None) -> Tensor:
-    """DDPM (Ho et al. 2020, algorithm 2 with the variance of equation 7), x0 clipped to +-`clip`, if given."""
-    return euler_ancestral(_clipped(denoise, clip), x, sigmas, noise)
+def ddpm(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    clip: Limit | None = None,
+    large: bool = False,
+    time: Time = lambda sigma: sigma,
+) -> Tensor:
+    """DDPM (Ho et al. 2020, algorithm 2 with the variance of equation 7); `clip` limits x0, if given.
+
+    With `large`, the variance is beta (section 3.2): the last step adds noise, too, unless it begins at time 0.
+    """
+    denoise = _clipped(denoise, clip)
+    if not large:
+        return euler_ancestral(denoise, x, sigmas, noise)
+    for sigma, lower in pairwise(levels(sigmas)):
+        x = torch.lerp(denoise(x, sigma), x, (lower / sigma) ** 2)
+        if time(sigma) > 0:
+            x = x + math.hypot(1, lower) / math.hypot(1, sigma) * math.sqrt(sigma**2 - lower**2) * noise()
+    return x
 
 
 def lcm(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, s_noise: float = 1.0, clip: float | None = None
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Draw,
+    *,
+    s_noise: float = 1.0,
+    clip: Limit | None = None,
+    scaling: float = math.inf,
+    time: Time = lambda sigma: 1.0,
 ) -> Tensor:
-    """Multistep consistency sampling (Song et al. 2023, algorithm 1), as latent consistency models do it."""
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1), as latent consistency models do it.
+
+    The closer `scaling` times the time is to 0, the more of x stays (Luo et al. 2023, equation 9): as good as nothing
+    where it is diffusers' 10.
+    """
     denoise = _clipped(denoise, clip)
     for sigma, lower in pairwise(levels(sigmas)):
-        x = denoise(x, sigma)
+        kept = 1 / (1 + 4 * (scaling * time(sigma)) ** 2)  # for a spread of 1/2 of x0
+        x = math.sqrt(1 - kept) * denoise(x, sigma) + kept / math.hypot(1, sigma) * x
         if lower > 0:
             x = x + s_noise * lower * noise()
     return x
@@ -96,8 +128,8 @@ def tcd(
     return x
 
 
-def _clipped(denoise: Denoise, clip: float | None) -> Denoise:
-    return denoise if clip is None else lambda x, sigma: denoise(x, sigma).clamp(-clip, clip)
+def _clipped(denoise: Denoise, clip: Limit | None) -> Denoise:
+    return denoise if clip is None else lambda x, sigma: clip(denoise(x, sigma))
 
 
 def dpm_2_ancestral(

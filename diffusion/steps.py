@@ -9,6 +9,7 @@ numbers; x + (lower - sigma) * slope, from a zero-SNR model's sigma of 4096, los
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 import torch
@@ -18,6 +19,9 @@ from diffusion.seeds import Draw
 
 Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) => x0
 Leap = Callable[[float, float], float]  # (sigma, share) => the sigma a share of a step below: see `schedules.leap`
+
+Time = Callable[[float], float]  # sigma => the network's time
+Limit = Callable[[Tensor], Tensor]  # x0 => x0 within limits
 
 FEW = 15  # steps; below it multistep solvers end with lower orders, as in diffusers
 
@@ -36,6 +40,32 @@ def spans(sigmas: Tensor) -> list[tuple[float, float]]:
 def taken_for(x: Tensor, sigma: float, other: float) -> Tensor:
     """x, whose sigma is one, as a network would see it at the other: the same x / sqrt(1 + sigma^2)."""
     return x if sigma == other else math.hypot(1, other) / math.hypot(1, sigma) * x
+
+
+@dataclass(frozen=True)
+class Clip:
+    """x0 cut to +-`range`."""
+
+    range: float
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        return x0.clamp(-self.range, self.range)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): each picture cut to +-s and divided by s.
+
+    s is the quantile `ratio` of its magnitudes, but at least 1, and at most `most`.
+    """
+
+    ratio: float
+    most: float
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        s = x0.abs().reshape(len(x0), -1).quantile(self.ratio, dim=1).clamp(1, self.most)
+        s = s.view(-1, *[1] * (x0.dim() - 1))
+        return x0.clamp(-s, s) / s
 
 
 def heun_step(denoise: Denoise, x: Tensor, sigma: float, lower: float) -> Tensor:

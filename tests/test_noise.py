@@ -12,6 +12,7 @@ from diffusion.samplers import SAMPLERS
 from diffusion.scheduler_table import CURVES, SCHEDULERS
 from diffusion.schedulers import NoiseConfig
 from diffusion.schedules import SCHEDULES, schedule
+from diffusion.steps import Clip, Threshold
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SPACINGS = ["linspace", "leading", "trailing"]
@@ -189,16 +190,26 @@ def test_what_a_file_leaves_out_means_what_it_means_there(scheduler: str) -> Non
             {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "algorithm_type": "sde-dpmsolver"},
             "solver_order with algorithm_type 'sde-dpmsolver' is 3; expected 1 or 2",
         ),
-        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, "expected 'sigma_min'"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, "final_sigmas_type 'zero'"),
         ({"_class_name": "DPMSolverMultistepScheduler", "use_lu_lambdas": True, "use_karras_sigmas": True}, "use_lu"),
         ({"_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
         ({"_class_name": "UniPCMultistepScheduler", "solver_order": 4}, "solver_order"),
-        ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "predict_x0 False; expected 'sigma_min'"),
+        ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "predict_x0 False"),
         ({"_class_name": "SASolverScheduler", "predictor_order": 5}, "predictor_order"),
         ({"_class_name": "SASolverScheduler", "tau_func": "constant"}, "tau_func"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type"),
         ({"use_exponential_sigmas": True, "use_karras_sigmas": True}, "use_exponential_sigmas"),
-        ({"thresholding": True}, "thresholding"),
+        (
+            {
+                "_class_name": "DPMSolverSinglestepScheduler",
+                "algorithm_type": "dpmsolver",
+                "final_sigmas_type": "sigma_min",
+                "thresholding": True,
+            },
+            "algorithm_type 'dpmsolver' and thresholding True",
+        ),
+        ({"_class_name": "DDIMScheduler", "dynamic_thresholding_ratio": 1.5}, "dynamic_thresholding_ratio"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large_log"}, "variance_type"),
         ({"prediction_type": "flow_prediction"}, "prediction_type"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule"),
         ({"timestep_spacing": "sideways"}, "timestep_spacing"),
@@ -219,8 +230,10 @@ def test_what_cannot_be_honoured_is_refused_by_name(config: dict, named: str) ->
         ({"euler_at_final": True}, "dpmpp_2m", {"midpoint": True, "euler_last": True}),
         ({"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, "dpmpp_3m", {"midpoint": True, "sde": True}),
         ({"_class_name": "DEISMultistepScheduler", "solver_order": 3}, "deis", {"order": 3}),
-        ({"_class_name": "DDIMScheduler", "clip_sample_range": 2.0}, "ddim", {"clip": 2.0}),
+        ({"_class_name": "DDIMScheduler", "clip_sample_range": 2.0}, "ddim", {"clip": Clip(2.0)}),
         ({"_class_name": "DDIMScheduler", "clip_sample": False}, "ddim", {}),
+        ({"_class_name": "DDIMScheduler", "thresholding": True}, "ddim", {"clip": Threshold(0.995, 1.0)}),
+        ({"thresholding": True}, "dpmpp_2m", {"midpoint": True, "limit": Threshold(0.995, 1.0)}),
     ],
 )
 def test_samplers_are_told_what_the_file_says(said: dict, sampler: str, options: dict) -> None:

@@ -66,7 +66,7 @@ def sample(config: NoiseConfig, steps: int, **asked: float) -> Tensor:
     sigmas = schedule(noise, "automatic", steps)
     denoiser = Denoiser(network, noise)
     x = draw() * noise.start(sigmas[0].item())
-    said = {"leap": leap(noise, steps), "earlier": noise.earlier, "tau": noise.tau}
+    said = {"leap": leap(noise, steps), "earlier": noise.earlier, "time": noise.time}
     follow = sampler(config.sampler, config.options | said | asked)
     x = follow(lambda x, sigma: denoiser(x, sigma, None), x, sigmas, draw)
     return x if config.edm else x / math.hypot(1, sigmas[-1])
@@ -196,7 +196,29 @@ LOOPS = [
         for spacing in ("leading", "linspace", "trailing")
         for kind in ("epsilon", "v_prediction")
     ),
+    *(
+        ("DDPMScheduler", {"variance_type": "fixed_large", "timestep_spacing": spacing, "steps_offset": offset})
+        for spacing, offset in (("leading", 0), ("leading", 1), ("linspace", 0), ("trailing", 0))
+    ),
+    ("DDPMScheduler", {"variance_type": "fixed_small_log", "timestep_spacing": "leading"}),
+    *(
+        (name, {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9, **said})
+        for name, said in (
+            ("DDIMScheduler", {"timestep_spacing": "leading"}),
+            ("DDPMScheduler", {"timestep_spacing": "leading"}),
+            ("LCMScheduler", {}),
+            ("DEISMultistepScheduler", {}),
+            ("DPMSolverMultistepScheduler", {"solver_order": 1}),
+            ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+            ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+            ("UniPCMultistepScheduler", {}),
+            ("UniPCMultistepScheduler", {"predict_x0": False, "final_sigmas_type": "sigma_min"}),
+            ("SASolverScheduler", {"algorithm_type": "data_prediction"}),
+            ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5}),
+        )
+    ),
     ("LCMScheduler", {}),
+    ("LCMScheduler", {"timestep_scaling": 0.001, "original_inference_steps": 40}),
     ("LCMScheduler", {"clip_sample": True, "clip_sample_range": 0.3}),
     ("TCDScheduler", {}),
     ("TCDScheduler", {"prediction_type": "v_prediction", "original_inference_steps": 40}),

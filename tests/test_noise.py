@@ -18,6 +18,7 @@ STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "
 SPACINGS = ["linspace", "leading", "trailing"]
 PLAIN = ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"]
 MULTISTEP = ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
+WANTS_SCIPY = {"use_beta_sigmas"}  # in diffusers
 ANCESTRAL = ["DDIMScheduler", "DDPMScheduler"]
 
 
@@ -31,7 +32,7 @@ CHOICES = [  # scheduler, zero-SNR, a curve: every combination that diffusers' s
     (scheduler, zero_snr, curve)
     for scheduler in PLAIN + MULTISTEP
     for zero_snr in sorted({False, "rescale_betas_zero_snr" in SCHEDULERS[scheduler].knows})
-    for curve in ["", *(CURVES & SCHEDULERS[scheduler].knows - {"use_beta_sigmas"})]  # that one wants scipy there
+    for curve in ["", *sorted((CURVES | {"use_lu_lambdas"}) & SCHEDULERS[scheduler].knows - WANTS_SCIPY)]
 ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from diffusion.checks import check_name
 from diffusion.config import checked
 from diffusion.scheduler_table import CURVES, OF_NOISE, SCHEDULERS, Solver
 from diffusion.steps import Clip, Threshold
@@ -81,7 +82,7 @@ class NoiseConfig:
     rho: float = 7.0  # of equation 5
 
     def __post_init__(self) -> None:
-        _one_of("scheduler", self.scheduler, SCHEDULERS)
+        check_name("scheduler", self.scheduler, SCHEDULERS)
         _one_of("beta_schedule", self.beta_schedule, ("linear", "scaled_linear", "squaredcos_cap_v2"))
         _one_of("timestep_spacing", self.timestep_spacing, ("linspace", "leading", "trailing"))
         _one_of("final_sigmas_type", self.final_sigmas_type, ("zero", "sigma_min"))
@@ -206,7 +207,7 @@ class NoiseConfig:
         A key that another scheduler would read and this one does not is passed over, as diffusers does.
         """
         name = config.get("_class_name", cls.scheduler)
-        _one_of("_class_name", name, SCHEDULERS)
+        check_name("scheduler", name, SCHEDULERS)
         scheduler, known = SCHEDULERS[name], _fields(name)
         values: dict[str, Any] = {}
         for key, value in {**scheduler.defaults, **config}.items():

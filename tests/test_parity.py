@@ -12,7 +12,7 @@ from tests.models import save_model
 @pytest.mark.slow
 def test_samplers_make_diffusers_pictures(tmp_path: Path) -> None:
     folder = save_model("sd2", tmp_path / "sd2")
-    compared = ["plms", "ddim", "ddpm", "dpmpp_2m_sde", "dpmpp_3m", "deis", "lcm", "tcd", "restart"]
+    compared = ["plms", "ddim", "ddpm", "dpmpp_2m_sde", "dpmpp_3m", "deis", "sa_solver", "lcm", "tcd", "restart"]
     *rows, alone = compare(folder, compared)
     for row in rows:
         assert row.found.keys() == {*LAYOUTS}

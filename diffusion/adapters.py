@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from diffusion.lora import UNET, Place, Term, networks, places, read_lora
 from diffusion.model import Model
+from diffusion.onednn import linear
 
 MAX_WEIGHT = 100
 SHOWN = 20  # names in a sentence
@@ -197,7 +198,7 @@ class LinearBeside(nn.Linear):
         return self.base + self.up @ self.down
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.base, self.bias) + F.linear(F.linear(x, self.down), self.up)
+        return linear(x, self.base, self.bias) + linear(linear(x, self.down), self.up)
 
 
 class ConvBeside(nn.Conv2d):

@@ -1,6 +1,7 @@
 """3x3 convolutions, as sampling wants them: in little memory, and with fewer operations. Exact up to rounding.
 
-Which kernel is the fastest goes by a layer's shape alone, as measured on two cores with AVX2; so bytes do, too.
+Which kernel is the fastest goes by a layer's shape and the processor's kind; so bytes do, too. The bounds are two
+cores' with AVX2.
 Kernels take maps channels last, [B, h, w, C], that are padded already.
 """
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion.onednn import conv2d, linear, packs
 from diffusion.winograd import winograd
 
 # Numbers of the largest feature map that is normalised whole, 64 MB in float32; a larger one goes in bands of rows.
@@ -28,14 +30,14 @@ def convolve(x: Tensor, layer: nn.Conv2d, added: Tensor | None = None) -> Tensor
     """The layer's convolution [B, C, h, w] => [B, O, h', w'], with something added [O] to its bias."""
     kernel, bias = _kernel(x, layer), _bias(layer, added)
     if kernel is _direct:
-        return F.conv2d(x, layer.weight, bias, layer.stride, layer.padding)
+        return conv2d(x, layer, bias)
     return kernel(_padded(x), layer.weight, bias, layer.stride[0]).permute(0, 3, 1, 2)
 
 
 def _kernel(x: Tensor, layer: nn.Conv2d) -> Kernel:
     """The fastest for the layer at x [B, C, h, w]."""
     (batch, channels, height, width), weight = x.shape, layer.weight
-    if x.is_cpu and weight.shape[2:] == (3, 3) and layer.padding == (1, 1):
+    if x.is_cpu and weight.shape[2:] == (3, 3) and layer.padding == (1, 1) and not packs(x):
         if height * width <= PRODUCT:
             return _product
         wide = min(channels, len(weight)) >= CHANNELS and x.dtype == torch.float32
@@ -64,7 +66,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) ->
     image, row, pixel, _ = x.stride()
     rows = x.as_strided((batch, height, width, side, side * channels), (image, stride * row, stride * pixel, row, 1))
     matrix = weight.permute(0, 2, 3, 1).flatten(1)  # [O, k k C], a view where weights are channels last
-    return F.linear(rows.contiguous().view(-1, matrix.shape[1]), matrix, bias).view(batch, height, width, -1)
+    return linear(rows.contiguous().view(-1, matrix.shape[1]), matrix, bias).view(batch, height, width, -1)
 
 
 def _winograd(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:

@@ -19,6 +19,7 @@ from diffusion.blocks import Attention, KeysValues, ResBlock, Upsample, pixels, 
 from diffusion.convolution import bands, convolve, doubled, normed
 from diffusion.heap import trim
 from diffusion.levels import GEGLU, Transformer, TransformerBlock, Up
+from diffusion.onednn import linear
 from diffusion.recording import Recording
 from diffusion.unet import Context, UNet
 
@@ -46,9 +47,9 @@ def _twin(module: M) -> M:
     return twin
 
 
-def linear(x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+def projected(x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
     """Tokens [B, N, C] through a linear layer, or through a 1x1 convolution, which is one."""
-    return F.linear(x, layer.weight.flatten(1), layer.bias)
+    return linear(x, layer.weight.flatten(1), layer.bias)
 
 
 class FastUNet(UNet):
@@ -103,7 +104,7 @@ class FastResBlock(ResBlock):
             return h.add_(x)
         for top, end in bands(x):
             band = x[:, :, top:end]
-            h[:, :, top:end].add_(pixels(linear(tokens(band), self.conv_shortcut), band.shape[-2:]))
+            h[:, :, top:end].add_(pixels(projected(tokens(band), self.conv_shortcut), band.shape[-2:]))
         return h
 
 
@@ -155,6 +156,11 @@ class FastAttention(Attention):
         return self.to_out(h.transpose(1, 2).flatten(2))
 
 
+class FastLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class FastConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self)
@@ -171,20 +177,20 @@ class FastTransformer(Transformer):
     """Channels last, pixels are tokens already: both projections are linear layers."""
 
     def forward(self, x: Tensor, context: Iterator[KeysValues]) -> Tensor:
-        h = linear(tokens(self.norm(x)), self.proj_in)
+        h = projected(tokens(self.norm(x)), self.proj_in)
         for block in self.transformer_blocks:
             h = block(h, next(context))
-        return pixels(linear(h, self.proj_out), x.shape[-2:]).add_(x)
+        return pixels(projected(h, self.proj_out), x.shape[-2:]).add_(x)
 
 
 class FastGEGLU(GEGLU):
     """Value and gate by two products, each of which is a block of memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if type(self.proj) is not nn.Linear:  # an adapted layer's weight is a sum, which it does without
+        if not isinstance(self.proj, FastLinear):  # an adapted layer's weight is a sum, which it does without
             return super().forward(x)
         (value, gate), (bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
-        return F.linear(x, value, bias).mul_(F.gelu(F.linear(x, gate, gate_bias)))
+        return linear(x, value, bias).mul_(F.gelu(linear(x, gate, gate_bias)))
 
 
 class FastEncoder(Encoder):
@@ -212,6 +218,7 @@ def _layers(levels: nn.ModuleList) -> Iterator[nn.Module]:
 
 TWINS: dict[type[nn.Module], type[nn.Module]] = {
     UNet: FastUNet,
+    nn.Linear: FastLinear,
     nn.Conv2d: FastConv2d,
     ResBlock: FastResBlock,
     Up: FastUp,

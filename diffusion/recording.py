@@ -6,7 +6,9 @@ does not depend on the function's inputs is computed once.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +67,24 @@ class Listener(TorchFunctionMode):
         return result
 
 
+_recorded: ContextVar[bool] = ContextVar("_recorded", default=False)
+
+
+def recorded() -> bool:
+    """Whether what is made of weights alone, here and now, is made once for all calls."""
+    return _recorded.get()
+
+
+@contextmanager
+def listening() -> Iterator[Listener]:
+    token = _recorded.set(True)
+    try:
+        with Listener() as listener:
+            yield listener
+    finally:
+        _recorded.reset(token)
+
+
 class Recording:
     """`function` for inputs of these shapes; it must do the same whatever the numbers in them.
 
@@ -74,7 +94,7 @@ class Recording:
     def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
         with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode do not tell who wrote on them
             self.inputs = [tensor.clone() for tensor in inputs]
-            with Listener() as listener:
+            with listening() as listener:
                 result = function(*self.inputs)
             self.program, self.result = compiled(listener.calls, self.inputs, result)
         self.given: list[Tensor | None] = [None] * len(inputs)
@@ -158,9 +178,9 @@ def into(targets: list[Tensor], function: Callable[..., Any], args: tuple[Any, .
 
 
 def tensors(values: Any) -> list[Tensor]:
-    """Those in nested tuples, lists and dictionaries."""
+    """Those in nested tuples, lists and dictionaries; not oneDNN's, which are constants and have no storage."""
     if isinstance(values, Tensor):
-        return [values]
+        return [values] if values.layout is torch.strided else []
     nested: Iterable[Any] = values.values() if isinstance(values, dict) else values
     return [t for value in nested for t in tensors(value)] if isinstance(values, tuple | list | dict) else []
 

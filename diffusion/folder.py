@@ -15,7 +15,7 @@ Weights may be in shards that an index names, or in a `.fp16` variant. The class
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -195,26 +195,28 @@ def save_folder(
     save_noise(noise, folder / "scheduler")
     write_atomically(folder / DEFAULTS, _json(asdict(defaults)))
 
-    kind = "StableDiffusionXL" if "text_encoder_2" in named else "StableDiffusion"
-    task = "Inpaint" if unet.config.in_channels > unet.config.out_channels else ""
-    task = "Img2Img" if reading is not None and reading.scored else task
-    name = LANGUAGE_PIPELINE if LANGUAGE_MODEL in named else f"{kind}{task}Pipeline"
-    pipeline = {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
-    absent: dict[str, Any]
-    if LANGUAGE_MODEL in named:
-        absent = {}
-    elif "text_encoder_2" not in named:
-        absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-    else:
-        absent = {"force_zeros_for_empty_prompt": (reading or XL).empty_is_zero}
-        if "text_encoder" not in named:
-            absent |= {SCORED: True, "tokenizer": [None, None], "text_encoder": [None, None]}
-    index = _json(pipeline | parts | absent)
+    index = _json({**_kind(named, unet, reading), "_diffusers_version": DIFFUSERS_VERSION, **parts})
     # The index comes last: a folder without it is no model, so that half of one is never taken for a whole.
     (folder / INDEX).unlink(missing_ok=True)
     sums = sums_of(folder) | {INDEX: hashlib.sha256(index).hexdigest()}
     write_atomically(folder / SUMS, format_sums(sums))
     write_atomically(folder / INDEX, index)
+
+
+def _kind(named: Collection[str], unet: UNet, reading: Reading | None) -> dict[str, Any]:
+    """What model_index.json says besides the parts, for those that read texts: the pipeline, and what it lacks."""
+    if LANGUAGE_MODEL in named:
+        return {"_class_name": LANGUAGE_PIPELINE}
+    none = [None, None]
+    task = "Inpaint" if unet.config.in_channels > unet.config.out_channels else ""
+    if "text_encoder_2" not in named:
+        lacks = {"safety_checker": none, "feature_extractor": none, "requires_safety_checker": False}
+        return {"_class_name": f"StableDiffusion{task}Pipeline", **lacks}
+    empty = {"force_zeros_for_empty_prompt": (reading or XL).empty_is_zero}
+    if "text_encoder" in named:
+        return {"_class_name": f"StableDiffusionXL{task}Pipeline", **empty}
+    refiner = {SCORED: True, "tokenizer": none, "text_encoder": none}
+    return {"_class_name": "StableDiffusionXLImg2ImgPipeline", **empty, **refiner}
 
 
 def save_unet(unet: UNet, folder: Path) -> None:

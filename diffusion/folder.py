@@ -259,7 +259,7 @@ def _read_index(files: Files) -> tuple[dict[str, Any], set[str]]:
     for part, value in parts.items():
         library, classes = PARTS.get(part, ("", ()))
         if part not in UNREAD and value not in [[library, name] for name in classes]:
-            expected = f"expected {' or '.join(classes)} of {library}" if classes else "no such part is known"
+            expected = f"expected {', '.join(classes)} of {library}" if classes else "no such part is known"
             raise ValueError(f"{folder} has as its {shown(part)} {'.'.join(map(str, value)):.80}; {expected}.")
     if (name == LANGUAGE_PIPELINE) != (LANGUAGE_MODEL in parts) or {LANGUAGE_MODEL, "text_encoder_2"} <= parts.keys():
         raise ValueError(f"{folder} is a {name} of {', '.join(parts)}: a {LANGUAGE_PIPELINE}, and no other, has a "

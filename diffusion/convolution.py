@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion.onednn import conv2d, linear, packs
+from diffusion.onednn import ONEDNN, conv2d, linear, packs
 from diffusion.winograd import winograd
 
 # Numbers of the largest feature map that is normalised whole, 64 MB in float32; a larger one goes in bands of rows.
@@ -19,8 +19,9 @@ BAND = 2**24
 # Pixels of the largest map that is convolved by one matrix product. MKL's is faster there than oneDNN's convolution.
 PRODUCT = 8 * 8
 # Channels, in and out, and pixels in all, from which Winograd's algorithm takes 0.5 to 0.8 of a plain convolution's
-# time. With 128 channels its additions cost what its products save; with fewer pixels its filters do.
-CHANNELS, PIXELS = 256, 2048
+# time. With 128 channels its additions cost what its products save; with fewer pixels its filters do, and all the
+# sooner the faster products are.
+CHANNELS, PIXELS = 256, 4096 if ONEDNN else 2048
 SUMMED = 2**14  # pixels whose mean and variance are taken at a time, in float32
 
 Kernel = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]  # x, weight, bias, stride => [B, h, w, O]

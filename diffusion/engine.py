@@ -19,7 +19,7 @@ from diffusion.blocks import Attention, KeysValues, ResBlock, Upsample, pixels, 
 from diffusion.convolution import bands, convolve, doubled, normed
 from diffusion.heap import trim
 from diffusion.levels import GEGLU, Transformer, TransformerBlock, Up
-from diffusion.onednn import linear
+from diffusion.onednn import attention, linear
 from diffusion.recording import Recording
 from diffusion.unet import Context, UNet
 
@@ -152,7 +152,7 @@ class FastAttention(Attention):
             return torch.baddbmm(self.out.bias, weights, mixes)
         k, v = context or super().keys_values(x)
         q = self.split(self.to_q(x)).expand(len(k), -1, -1, -1)
-        h = F.scaled_dot_product_attention(q, k, v)  # [B, H, N, D]
+        h = attention(q, k, v)  # [B, H, N, D]
         return self.to_out(h.transpose(1, 2).flatten(2))
 
 

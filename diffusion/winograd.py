@@ -5,9 +5,13 @@ A tile of 4x4 results is made of 6x6 numbers of the input, which are evaluated, 
 Exact but for rounding, about 1e-5 of the largest number.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from diffusion.onednn import linear
 
 TILE = 4  # results a side
 POINTS = TILE + 2
@@ -36,21 +40,22 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             first = 0
             for part in parts:
                 last = first + len(part)
-                products = torch.bmm(tiles, filters(part) if whole is None else whole)
+                biases: list[Tensor | None] = [None] * POINTS**2
                 if bias is not None:
-                    products[POINTS + 1] += bias[first:last]  # what is 1 at the points 1, 1 and else 0 is 1 everywhere
-                products = products.view(POINTS, POINTS, count, across, -1)
-                interpolated(products, result[top : top + count, ..., first:last])
+                    biases[POINTS + 1] = bias[first:last]  # what is 1 at the points 1, 1 and else 0 is 1 everywhere
+                products = [*map(linear, tiles, filters(part) if whole is None else whole, biases)]
+                shaped = [product.view(count, across, -1) for product in products]
+                interpolated(shaped, result[top : top + count, ..., first:last])
                 first = last
     out = out.view(batch, TILE * down, TILE * across, -1)
     return out[:, : height - 2, : width - 2]
 
 
 def filters(weight: Tensor) -> Tensor:
-    """[O, C, 3, 3] => [36, C, O]."""
+    """[O, C, 3, 3] => [36, O, C]."""
     taps = weight.new_tensor(TAPS)
     outer = torch.kron(taps, taps)  # [36, 9]
-    return torch.matmul(outer, weight.permute(0, 2, 3, 1).flatten(1, 2)).permute(1, 2, 0)
+    return torch.matmul(outer, weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, *weight.shape[:2])
 
 
 def evaluated(x: Tensor, down: int, across: int) -> Tensor:
@@ -76,14 +81,15 @@ def at_points(x: list[Tensor], out: Tensor) -> None:
     torch.sub(x[5] - x[3], near, alpha=4, out=out[5])
 
 
-def interpolated(products: Tensor, out: Tensor) -> None:
-    """Values at the points [6, 6, down, across, O] => the results [down, 4, across, 4, O], written to `out`."""
-    rows = products.new_empty(TILE, *products.shape[1:])
-    from_points(products, rows)
+def interpolated(products: Sequence[Tensor], out: Tensor) -> None:
+    """Values at the 36 points, each [down, across, O] => the results [down, 4, across, 4, O], written to `out`."""
+    rows = out.new_empty(TILE, POINTS, *products[0].shape)
+    for i in range(POINTS):
+        from_points(products[i::POINTS], rows[:, i])
     from_points(rows.transpose(0, 1), out.permute(3, 1, 0, 2, 4))
 
 
-def from_points(x: Tensor, out: Tensor) -> None:
+def from_points(x: Tensor | Sequence[Tensor], out: Tensor) -> None:
     """A^T of section 4.3: values at the points [6, ...] => four neighbours, written to `out` [4, ...]."""
     even, odd, evens, odds = x[1] + x[2], x[1] - x[2], x[3] + x[4], x[3] - x[4]
     torch.add(x[0] + even, evens, out=out[0])

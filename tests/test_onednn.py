@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffusion import onednn
-from diffusion.onednn import conv2d, linear
+from diffusion.onednn import attention, conv2d, linear
 from diffusion.recording import Recording, recorded
 
 CLOSE = 1e-5
@@ -41,6 +41,16 @@ def test_conv2d(sides, side, stride, padding):
         x = torch.randn(2, 8, *sides).contiguous(memory_format=torch.channels_last)
         assert relative_error(conv2d(x, layer, layer.bias), layer(x)) < CLOSE
         assert relative_error(recording(x), layer(x)) < CLOSE
+
+
+@pytest.mark.parametrize("scores", [1, 40, 10**6], ids=["a row", "some rows", "all rows"])
+@pytest.mark.parametrize("length", [9, 23])
+@torch.inference_mode()
+def test_attention(length, scores, monkeypatch):
+    monkeypatch.setattr(onednn, "LONG", 1)
+    monkeypatch.setattr(onednn, "SCORES", scores)
+    q, k, v = torch.randn(2, 3, 9, 8), torch.randn(2, 3, length, 8), torch.randn(2, 3, length, 8)
+    assert relative_error(attention(q, k, v), F.scaled_dot_product_attention(q, k, v)) < CLOSE
 
 
 @torch.inference_mode()

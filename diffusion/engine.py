@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion.autoencoder import Decoder, Encoder
+from diffusion.autoencoder import Decoder, Encoder, PixelAttention
 from diffusion.blocks import Attention, KeysValues, ResBlock, Upsample, pixels, tokens
 from diffusion.convolution import bands, convolve, doubled, normed
 from diffusion.heap import trim
-from diffusion.levels import GEGLU, Transformer, TransformerBlock, Up
+from diffusion.levels import GEGLU, FeedForward, Transformer, TransformerBlock, Up
 from diffusion.onednn import attention, linear
 from diffusion.recording import Recording
 from diffusion.unet import Context, UNet
@@ -29,6 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 # long that the way to them is nothing, and buffers would be large.
 RECORDED = 2**18
 WEIGHTS = 2**26  # of the largest network that is recorded: a recording keeps what it makes of weights
+TOKENS = 512  # that go through a feed-forward at a time
 TABLED = 1000  # times whose embeddings are kept
 TRIMMED = 64 * 64  # latent pixels whose decoding is the most that a picture takes: the heap is made small before it
 
@@ -183,6 +184,16 @@ class FastTransformer(Transformer):
         return pixels(projected(h, self.proj_out), x.shape[-2:]).add_(x)
 
 
+class FastFeedForward(FeedForward):
+    """Some tokens at a time: what is four times as wide stays in the cache."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cpu or x.shape[:-1].numel() <= TOKENS:
+            return super().forward(x)
+        parts = x.flatten(0, -2).split(TOKENS)
+        return torch.cat([*map(super().forward, parts)]).view_as(x)
+
+
 class FastGEGLU(GEGLU):
     """Value and gate by two products, each of which is a block of memory."""
 
@@ -191,6 +202,10 @@ class FastGEGLU(GEGLU):
             return super().forward(x)
         (value, gate), (bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         return linear(x, value, bias).mul_(F.gelu(linear(x, gate, gate_bias)))
+
+
+class FastPixelAttention(PixelAttention, FastAttention):  # type: ignore[misc]  # it takes no context
+    """`PixelAttention` around `FastAttention`."""
 
 
 class FastEncoder(Encoder):
@@ -226,7 +241,9 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     Attention: FastAttention,
     Transformer: FastTransformer,
     TransformerBlock: FastTransformerBlock,
+    FeedForward: FastFeedForward,
     GEGLU: FastGEGLU,
+    PixelAttention: FastPixelAttention,
     Encoder: FastEncoder,
     Decoder: FastDecoder,
 }

@@ -15,8 +15,8 @@ from diffusion.onednn import linear
 
 TILE = 4  # results a side
 POINTS = TILE + 2
-# Numbers of the largest band of tiles at all points, and of the largest filters: 16 MB and 32 MB in float32.
-BAND, FILTERS = 2**22, 2**23
+# Numbers of the largest band of tiles at all points, and of the largest filters: 16 MB and 64 MB in float32.
+BAND, FILTERS = 2**22, 2**24
 # G of section 4.3: a filter's three taps => its value at each point.
 TAPS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
         (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip

@@ -15,6 +15,7 @@ from diffusion.autoencoder import Autoencoder
 from diffusion.blocks import Attention
 from diffusion.convolution import convolve, doubled, normed
 from diffusion.engine import accelerate
+from diffusion.levels import FeedForward
 from diffusion.recording import Recording
 
 CLOSE = 1e-5
@@ -97,6 +98,14 @@ def test_attention_to_short_and_long_texts(absorbed):
     context = twin.keys_values(text)
     assert context[0].dim() == (3 if absorbed else 4)
     assert relative_error(twin(x, context), expected) < CLOSE
+
+
+@torch.inference_mode()
+def test_feed_forward_of_some_tokens_at_a_time(monkeypatch):
+    monkeypatch.setattr(engine, "TOKENS", 4)
+    network = FeedForward(16)
+    x = torch.randn(2, 9, 16)
+    assert relative_error(accelerate(network)(x), network(x)) < CLOSE
 
 
 @pytest.mark.parametrize("band", [convolution.BAND, 600], ids=["whole", "in bands"])

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffusion.autoencoder import Decoder, Encoder, PixelAttention
 from diffusion.blocks import Attention, KeysValues, ResBlock, Upsample, pixels, tokens
@@ -20,7 +19,7 @@ from diffusion.convolution import bands, convolve, doubled, normed
 from diffusion.heap import trim
 from diffusion.levels import GEGLU, FeedForward, Transformer, TransformerBlock, Up
 from diffusion.onednn import attention, linear
-from diffusion.recording import Recording
+from diffusion.recording import Recordings, recorded
 from diffusion.unet import Context, UNet
 
 M = TypeVar("M", bound=nn.Module)
@@ -43,7 +42,7 @@ def _twin(module: M) -> M:
     twin = copy.copy(module)
     twin._modules = {name: child and _twin(child) for name, child in module._modules.items()}
     twin.__class__ = TWINS.get(type(module), type(module))  # type: ignore[assignment]
-    if isinstance(twin, FastUNet):
+    if isinstance(twin, FastUNet | FastDecoder):
         twin.prepare()
     return twin
 
@@ -59,7 +58,7 @@ class FastUNet(UNet):
     def prepare(self) -> None:
         self.widths = [module.conv1.out_channels for module in self.modules() if isinstance(module, ResBlock)]
         self.table: dict[float, Tensor] = {}
-        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+        self.recordings = Recordings(self.flat)
         self.small = sum(weight.numel() for weight in self.parameters()) <= WEIGHTS
 
     def forward(self, x: Tensor, t: Tensor, text: Context) -> Tensor:  # type: ignore[override]
@@ -71,10 +70,7 @@ class FastUNet(UNet):
         numbers = x[0, 0].numel() * self.config.block_out_channels[0]
         if not (self.small and x.is_cpu and numbers <= RECORDED):
             return self.flat(*inputs)
-        shapes = tuple(tensor.shape for tensor in inputs)
-        if shapes not in self.recordings:
-            self.recordings[shapes] = Recording(self.flat, inputs)
-        return self.recordings[shapes](*inputs)
+        return self.recordings(*inputs)
 
     def time(self, t: Tensor, added: Tensor | None, guided: Tensor | None) -> Tensor:
         """`times` of all blocks side by side, with a row for all of the batch where nothing is added to the time."""
@@ -151,8 +147,12 @@ class FastAttention(Attention):
             weights = torch.bmm(x.expand(len(scores), -1, -1), scores).unflatten(2, (self.heads, -1))
             weights = torch.softmax(weights, dim=-1).flatten(2)  # [B, N, H L]
             return torch.baddbmm(self.out.bias, weights, mixes)
-        k, v = context or super().keys_values(x)
-        q = self.split(self.to_q(x)).expand(len(k), -1, -1, -1)
+        if context is None and recorded() and self.to_q.bias is None:
+            joined = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
+            q, k, v = map(self.split, linear(x, joined).chunk(3, dim=-1))
+        else:
+            k, v = context or super().keys_values(x)
+            q = self.split(self.to_q(x)).expand(len(k), -1, -1, -1)
         h = attention(q, k, v)  # [B, H, N, D]
         return self.to_out(h.transpose(1, 2).flatten(2))
 
@@ -201,7 +201,7 @@ class FastGEGLU(GEGLU):
         if not isinstance(self.proj, FastLinear):  # an adapted layer's weight is a sum, which it does without
             return super().forward(x)
         (value, gate), (bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
-        return linear(x, value, bias).mul_(F.gelu(linear(x, gate, gate_bias)))
+        return linear(x, value, bias).mul_(linear(x, gate, gate_bias, gelu=True))
 
 
 class FastPixelAttention(PixelAttention, FastAttention):  # type: ignore[misc]  # it takes no context
@@ -217,9 +217,22 @@ class FastEncoder(Encoder):
 
 
 class FastDecoder(Decoder):
+    """Pictures of small networks are played back from a recording."""
+
+    def prepare(self) -> None:
+        self.recordings = Recordings(self.layers)
+        self.small = sum(weight.numel() for weight in self.parameters()) <= WEIGHTS
+
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cpu and x[0, 0].numel() >= TRIMMED:
             trim()
+        doublings = sum(isinstance(layer, Upsample) for layer in _layers(self.up_blocks))
+        numbers = x[0, 0].numel() * 4**doublings * self.conv_out.in_channels
+        if self.small and x.is_cpu and numbers <= RECORDED:
+            return self.recordings(x.clone()).clone()  # neither is kept by who gave it or gets it
+        return self.layers(x)
+
+    def layers(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(x))
         for layer in _layers(self.up_blocks):
             x = layer(x, (2 * x.shape[-2], 2 * x.shape[-1])) if isinstance(layer, Upsample) else layer(x)

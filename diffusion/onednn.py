@@ -20,13 +20,14 @@ LONG, SCORES = 1024, 2**21
 WORTH = 2**20  # multiplications from which it is: the way to oneDNN takes 10 us, that to MKL 1
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., I], weight [O, I] and bias [O] => [..., O]. No gradient flows through it."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """x [..., I], weight [O, I] and bias [O] => [..., O], after a GELU if asked. No gradient flows through it."""
     if not (_is_able(x) and x.numel() * len(weight) >= WORTH):
-        return F.linear(x, weight, bias)
+        plain = F.linear(x, weight, bias)
+        return F.gelu(plain) if gelu else plain
     if recorded():
         weight = torch.ops.mkldnn._reorder_linear_weight(weight, x.numel() // x.shape[-1])
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
 
 
 def conv2d(x: Tensor, layer: nn.Conv2d, bias: Tensor | None) -> Tensor:

@@ -40,6 +40,10 @@ INTO: dict[Any, Callable[..., Step]] = {
 }
 
 
+# The built-in functions that these, which are Python's, call after some checks.
+BUILT_IN: dict[Any, Callable[..., Any]] = {F.group_norm: torch.group_norm, F.layer_norm: torch.layer_norm}
+
+
 class Call(NamedTuple):
     """A call of one of PyTorch's functions, as it was seen."""
 
@@ -109,6 +113,20 @@ class Recording:
         return self.result
 
 
+class Recordings:
+    """The function's recordings, one for all inputs of the same shapes."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self.of: dict[tuple[torch.Size, ...], Recording] = {}
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        shapes = tuple(tensor.shape for tensor in inputs)
+        if shapes not in self.of:
+            self.of[shapes] = Recording(self.function, inputs)
+        return self.of[shapes](*inputs)
+
+
 def compiled(calls: Sequence[Call], inputs: Sequence[Tensor], result: Tensor) -> tuple[list[Step], Tensor]:
     """The calls that are left to be made for new inputs, and the tensor that they leave the result in.
 
@@ -164,6 +182,7 @@ def compiled(calls: Sequence[Call], inputs: Sequence[Tensor], result: Tensor) ->
 
 def into(targets: list[Tensor], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
     """The call, writing its results into `targets`."""
+    function = BUILT_IN.get(function, function)
     if function in INTO:
         return INTO[function](*targets, *args, **kwargs)
 

@@ -34,7 +34,7 @@ def test_unet(config, recorded, monkeypatch):
         context, twins = network.context(text), twin.context(text)
         for noisy in (x, x.flip(0), x):
             assert relative_error(twin(noisy, t, twins), network(noisy, t, context)) < CLOSE
-    assert len(twin.recordings) == (2 if recorded else 0)
+    assert len(twin.recordings.of) == (2 if recorded else 0)
 
 
 @pytest.mark.parametrize("recorded", [0, engine.RECORDED], ids=["eager", "recorded"])
@@ -61,7 +61,7 @@ def test_recorded_steps_follow_time_and_text():
     for time, said in ((999.0, text), (10.5, text), (10.5, other), (999.0, other)):
         t = torch.full((2,), time)
         assert relative_error(twin(x, t, twin.context(said)), network(x, t, network.context(said))) < CLOSE
-    assert len(twin.recordings) == 1
+    assert len(twin.recordings.of) == 1
     assert set(twin.table) == {999.0, 10.5}
 
 
@@ -108,11 +108,16 @@ def test_feed_forward_of_some_tokens_at_a_time(monkeypatch):
     assert relative_error(accelerate(network)(x), network(x)) < CLOSE
 
 
-@pytest.mark.parametrize("band", [convolution.BAND, 600], ids=["whole", "in bands"])
+@pytest.mark.parametrize(
+    ("band", "recorded"),
+    [(convolution.BAND, 0), (600, 0), (convolution.BAND, engine.RECORDED)],
+    ids=["whole", "in bands", "recorded"],
+)
 @pytest.mark.parametrize("config", AUTOENCODERS.values(), ids=AUTOENCODERS.keys())
 @torch.inference_mode()
-def test_autoencoder(config, band, monkeypatch):
+def test_autoencoder(config, band, recorded, monkeypatch):
     monkeypatch.setattr(convolution, "BAND", band)
+    monkeypatch.setattr(engine, "RECORDED", recorded)
     network, other = Autoencoder(config), Autoencoder(config)
     randomize(network)
     randomize(other)
@@ -120,7 +125,10 @@ def test_autoencoder(config, band, monkeypatch):
     images = torch.randn(2, 3, 4 * network.factor, 6 * network.factor)
     latents = network.encode(images)
     assert relative_error(twin.encode(images), latents) < CLOSE
-    assert relative_error(twin.decode(latents), network.decode(latents)) < CLOSE
+    pictures = [twin.decode(each) for each in (latents, latents.flip(0))]
+    for each, picture in zip((latents, latents.flip(0)), pictures, strict=True):
+        assert relative_error(picture, network.decode(each)) < CLOSE
+    assert len(twin.decoder.recordings.of) == bool(recorded)
 
 
 @pytest.mark.parametrize("band", [1, 100, 1000, 10**9])

@@ -24,8 +24,8 @@ from diffusion.unet import Context, UNet
 
 M = TypeVar("M", bound=nn.Module)
 
-# Numbers of the largest latents, times the U-Net's first width, whose steps are recorded. Above, kernels take so
-# long that the way to them is nothing, and buffers would be large.
+# Numbers of the largest map, but for a batch, of what is recorded. Above, kernels take so long that the way to them is
+# nothing, and buffers would be large.
 RECORDED = 2**18
 WEIGHTS = 2**26  # of the largest network that is recorded: a recording keeps what it makes of weights
 TOKENS = 512  # that go through a feed-forward at a time
@@ -47,6 +47,10 @@ def _twin(module: M) -> M:
     return twin
 
 
+def _is_small(network: nn.Module) -> bool:
+    return sum(weight.numel() for weight in network.parameters()) <= WEIGHTS
+
+
 def projected(x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
     """Tokens [B, N, C] through a linear layer, or through a 1x1 convolution, which is one."""
     return linear(x, layer.weight.flatten(1), layer.bias)
@@ -59,7 +63,7 @@ class FastUNet(UNet):
         self.widths = [module.conv1.out_channels for module in self.modules() if isinstance(module, ResBlock)]
         self.table: dict[float, Tensor] = {}
         self.recordings = Recordings(self.flat)
-        self.small = sum(weight.numel() for weight in self.parameters()) <= WEIGHTS
+        self.small = _is_small(self)
 
     def forward(self, x: Tensor, t: Tensor, text: Context) -> Tensor:  # type: ignore[override]
         """As the network's, but for a batch that is all at one time."""
@@ -220,15 +224,15 @@ class FastDecoder(Decoder):
     """Pictures of small networks are played back from a recording."""
 
     def prepare(self) -> None:
+        doublings = sum(isinstance(layer, Upsample) for layer in _layers(self.up_blocks))
+        self.numbers = 4**doublings * self.conv_out.in_channels  # of the largest map, for each pixel of latents
         self.recordings = Recordings(self.layers)
-        self.small = sum(weight.numel() for weight in self.parameters()) <= WEIGHTS
+        self.small = _is_small(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cpu and x[0, 0].numel() >= TRIMMED:
             trim()
-        doublings = sum(isinstance(layer, Upsample) for layer in _layers(self.up_blocks))
-        numbers = x[0, 0].numel() * 4**doublings * self.conv_out.in_channels
-        if self.small and x.is_cpu and numbers <= RECORDED:
+        if self.small and x.is_cpu and x[0, 0].numel() * self.numbers <= RECORDED:
             return self.recordings(x.clone()).clone()  # neither is kept by who gave it or gets it
         return self.layers(x)
 

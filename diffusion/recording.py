@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+KEPT = 8  # recordings of a function: each has what it makes of weights, and buffers
+
 Step = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
@@ -114,7 +116,7 @@ class Recording:
 
 
 class Recordings:
-    """The function's recordings, one for all inputs of the same shapes."""
+    """The function's recordings, one for all inputs of the same shapes: those that were used last, `KEPT` of them."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
@@ -122,9 +124,11 @@ class Recordings:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         shapes = tuple(tensor.shape for tensor in inputs)
-        if shapes not in self.of:
-            self.of[shapes] = Recording(self.function, inputs)
-        return self.of[shapes](*inputs)
+        recording = self.of.pop(shapes, None) or Recording(self.function, inputs)
+        self.of[shapes] = recording
+        if len(self.of) > KEPT:
+            del self.of[next(iter(self.of))]
+        return recording(*inputs)
 
 
 def compiled(calls: Sequence[Call], inputs: Sequence[Tensor], result: Tensor) -> tuple[list[Step], Tensor]:

@@ -10,13 +10,13 @@ from test_unet import CONFIGS as UNETS
 from test_unet import inputs, random_unet
 from torch import nn
 
-from diffusion import convolution, engine
+from diffusion import convolution, engine, recording
 from diffusion.autoencoder import Autoencoder
 from diffusion.blocks import Attention
 from diffusion.convolution import convolve, doubled, normed
 from diffusion.engine import accelerate
 from diffusion.levels import FeedForward
-from diffusion.recording import Recording
+from diffusion.recording import Recording, Recordings
 
 CLOSE = 1e-5
 
@@ -171,11 +171,21 @@ def steps(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def test_recording():
     shape = (4, 4)
-    recording = Recording(steps, [torch.randn(shape), torch.randn(shape)])
+    recorded = Recording(steps, [torch.randn(shape), torch.randn(shape)])
     for _ in range(3):
         x, y = torch.randn(shape), torch.randn(shape)
         for _ in range(2):
-            torch.testing.assert_close(recording(x, y), steps(x, y))
-    functions = [function for function, _, _ in recording.program]
+            torch.testing.assert_close(recorded(x, y), steps(x, y))
+    functions = [function for function, _, _ in recorded.program]
     assert torch.arange not in functions
     assert len(functions) <= 12  # of 18 calls, besides the constants'
+
+
+def test_recordings_of_the_shapes_that_were_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr(recording, "KEPT", 2)
+    calls = []
+    recordings = Recordings(lambda x: calls.append(len(x)) or x + 1)
+    for length in (1, 2, 1, 3, 1, 2):
+        assert torch.equal(recordings(torch.full((length,), 2.0)), torch.full((length,), 3.0))
+    assert calls == [1, 2, 3, 2]
+    assert len(recordings.of) == 2

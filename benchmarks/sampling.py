@@ -205,7 +205,7 @@ def side(name: str, work: Work) -> Make:
             width=work.size, height=work.size,
         )  # fmt: skip
         requests = [replace(asked, seed=SEED + i) for i in range(work.batch)]
-        return lambda: [picture.image for picture in pipeline.generate(requests)]
+        return lambda: [picture.image for picture in pipeline.generate(requests, batch=work.batch)]
     theirs = StableDiffusionPipeline.from_pretrained(work.model, torch_dtype=dtype, local_files_only=True)
     theirs = theirs.to(work.device)
     theirs.set_progress_bar_config(disable=True)

@@ -39,6 +39,7 @@ EXAMPLES = """examples:
   python -m diffusion.sample "a red apple"                      # into outputs/
   python -m diffusion.sample "a red apple" --out apple.png      # or apple.jpg, apple.webp
   python -m diffusion.sample "a red apple" "a blue star" --count 4 --grid
+  python -m diffusion.sample "a red apple" --count 16 --batch 8 # eight at once, in about half of the time
   python -m diffusion.sample "a red apple" --count 2 --best-of 4 # two pictures, each the best of four
   python -m diffusion.sample "a cat" --seed 7 --steps 50 --sampler heun --guidance 5
   python -m diffusion.sample "a cat" --seed 7 --variation-strength 0.2 --count 4
@@ -72,6 +73,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--size", metavar="WxH", help="pixels, as 64x96, or 64 for a square")
     add("--seed", type=int, default=0, help="picture i of a prompt has seed + i; -1 draws one (default: 0)")
     add("--count", type=int, default=1, help="pictures a prompt (default: 1)")
+    add("--batch", type=int, default=1, metavar="N", help="make N at once: sooner, each the same up to rounding")
     add("--best-of", type=int, default=1, metavar="N", help="make N for each, keep the one that --clip ranks highest")
     add("--clip", type=Path, default=DEFAULT_CLIP, metavar="FOLDER", help="of a CLIP (default: the shipped emoji-clip)")
 
@@ -160,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     images = []
     evaluations = sum(map(pipeline.evaluations, requests))
     with tqdm(total=evaluations, unit="step", disable=None, file=sys.stderr) as bar:
-        made = zip(paths, pipeline.generate(requests, lambda _: bar.update()), strict=True)
+        made = zip(paths, pipeline.generate(requests, lambda _: bar.update(), args.batch), strict=True)
         try:
             for path, picture in best(made, args.best_of, ranker) if ranker else made:
                 format = FORMATS[path.suffix.lower()]
@@ -184,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
 
 def requests_of(args: argparse.Namespace, pipeline: AnyPipeline) -> list[Resolved]:
     """Every picture to be made: prompt by prompt, seed by seed."""
-    for flag, value in (("--count", args.count), ("--best-of", args.best_of)):
+    for flag, value in (("--count", args.count), ("--best-of", args.best_of), ("--batch", args.batch)):
         at_least_one(flag, value)
     said = {field.name: getattr(args, field.name) for field in fields(Request) if hasattr(args, field.name)}
     said["loras"] = tuple(args.loras or ())

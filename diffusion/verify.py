@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from clip.command import attempt
 from clip.pictures import BadPicture, over_white, read_picture
 from diffusion.adapters import loras_from_json
 from diffusion.checkpoint import find_model
@@ -95,6 +96,10 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
+    return attempt(COMMAND, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
     opened: dict[tuple[str, ...], AnyPipeline] = {}
     status = 0
     for path in args.pictures:

@@ -15,6 +15,7 @@ from diffusion.pipeline import Pipeline, Progress
 from diffusion.request import file_name
 from diffusion.sample import main
 from diffusion.texts import read_texts
+from diffusion.verify import main as verify
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torchvision", "transformers", "open_clip", "diffusers", "accelerate", "gradio", "torch._dynamo", "sympy"}
@@ -43,6 +44,13 @@ def test_same_command_same_files(tiny_model: Path, tmp_path: Path) -> None:
     assert sample(tiny_model, tmp_path / "c", "--seed", "1") == 0  # alone, it is the second of three
     (alone,) = (tmp_path / "c").iterdir()
     assert first[alone.name] == alone.read_bytes()
+
+
+def test_several_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    assert sample(tiny_model, tmp_path, "--count", "3", "--batch", "2") == 0
+    said = [json.loads(read_texts(path.read_bytes())["oboro"]) for path in tmp_path.iterdir()]
+    assert [each["batch"] for each in said] == [2, 2, 2]
+    assert verify([str(path) for path in tmp_path.iterdir()] + ["--model", str(tiny_model)]) == 0
 
 
 def test_settings_reach_the_picture(tiny_model: Path, tmp_path: Path) -> None:
@@ -173,6 +181,7 @@ def mistake(capfd: pytest.CaptureFixture, status: int) -> str:
         (["--seed", "-2"], "from 0 to"),
         (["--seed", str(2**63 - 1), "--count", "2"], "from 0 to"),
         (["--count", "0"], "--count is 0"),
+        (["--batch", "0"], "--batch is 0"),
         (["apple " * 50, "--prompt-syntax", "plain"], "tokens and this model reads 14 at once"),
         (["--negative", "(apple:1e9)", "--prompt-syntax", "comfy"], "The weight of 'apple'"),
         (["--out", "a.jpg", "--format", "png"], "a.jpg is a JPEG file and --format is PNG"),
@@ -236,13 +245,13 @@ def test_interrupted(
     """Ctrl-C in the second picture: the first one stays, whole, and nothing of the second."""
     generate = Pipeline.generate
 
-    def interrupted(pipeline, requests, progress):  # type: ignore[no-untyped-def]
+    def interrupted(pipeline, requests, progress, batch):  # type: ignore[no-untyped-def]
         def press(step: Progress) -> None:
             progress(step)
             if step.picture == 1:
                 raise KeyboardInterrupt
 
-        return generate(pipeline, requests, press)
+        return generate(pipeline, requests, press, batch)
 
     monkeypatch.setattr(Pipeline, "generate", interrupted)
     assert sample(tiny_model, tmp_path, "--count", "3") == 130
@@ -251,6 +260,18 @@ def test_interrupted(
     assert out == f"{path}\n"
     assert "Stopped; 1 of 3 pictures are in" in err
     assert request_of(read_texts(path.read_bytes())).seed == 0
+
+
+def test_reader_that_goes_away(tiny_model: Path, tmp_path: Path) -> None:
+    assert sample(tiny_model, tmp_path / "a.png") == 0
+    for module, *options in (("sample", "a red apple", "--out", tmp_path), ("verify", tmp_path / "a.png")):
+        command = [sys.executable, "-m", f"diffusion.{module}", *map(str, options), "--model", str(tiny_model)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout
+        process.stdout.close()
+        _, err = process.communicate()
+        assert process.returncode == 141
+        assert "rror" not in err
 
 
 def test_help_has_examples(capfd: pytest.CaptureFixture) -> None:

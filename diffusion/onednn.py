@@ -21,13 +21,20 @@ WORTH = 2**20  # multiplications from which it is: the way to oneDNN takes 10 us
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """x [..., I], weight [O, I] and bias [O] => [..., O], after a GELU if asked. No gradient flows through it."""
+    """x [..., I], weight [O, I] and bias [O] => [..., O], after a GELU if asked. No gradient flows through it.
+
+    In a recording the weight is taken to be a constant.
+    """
     if not (_is_able(x) and x.numel() * len(weight) >= WORTH):
         plain = F.linear(x, weight, bias)
         return F.gelu(plain) if gelu else plain
     if recorded():
         weight = torch.ops.mkldnn._reorder_linear_weight(weight, x.numel() // x.shape[-1])
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    return _linear(x, weight, bias, "gelu" if gelu else "none")
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
 
 
 def conv2d(x: Tensor, layer: nn.Conv2d, bias: Tensor | None) -> Tensor:
@@ -49,8 +56,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for head in itertools.product(*map(range, q.shape[:2])):
         keys, values = k[head].contiguous(), v[head].t().contiguous()
         for some, result in zip(q[head].split(rows), out[head].split(rows), strict=True):
-            scores = linear(some, keys)
-            result.copy_(linear(torch.softmax(scores, dim=1, out=scores), values))
+            scores = _linear(some, keys)
+            result.copy_(_linear(torch.softmax(scores, dim=1, out=scores), values))
     return out
 
 

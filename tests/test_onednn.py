@@ -44,13 +44,18 @@ def test_conv2d(sides, side, stride, padding):
 
 
 @pytest.mark.parametrize("scores", [1, 40, 10**6], ids=["a row", "some rows", "all rows"])
+@pytest.mark.parametrize("worth", [0], indirect=True)
 @pytest.mark.parametrize("length", [9, 23])
 @torch.inference_mode()
-def test_attention(length, scores, monkeypatch):
+def test_attention(length, scores, worth, monkeypatch):
     monkeypatch.setattr(onednn, "LONG", 1)
     monkeypatch.setattr(onednn, "SCORES", scores)
     q, k, v = torch.randn(2, 3, 9, 8), torch.randn(2, 3, length, 8), torch.randn(2, 3, length, 8)
-    assert relative_error(attention(q, k, v), F.scaled_dot_product_attention(q, k, v)) < CLOSE
+    recording = Recording(attention, [q, k, v])
+    for inputs in ((q, k, v), (-q, 2 * k, v.flip(2)), (q, k, v)):
+        expected = F.scaled_dot_product_attention(*inputs)
+        assert relative_error(attention(*inputs), expected) < CLOSE
+        assert relative_error(recording(*inputs), expected) < CLOSE
 
 
 @torch.inference_mode()

@@ -16,7 +16,8 @@ from diffusion.winograd import winograd
 
 # Numbers of the largest feature map that is normalised whole, 64 MB in float32; a larger one goes in bands of rows.
 BAND = 2**24
-# Pixels of the largest map that is convolved by one matrix product. MKL's is faster there than oneDNN's convolution.
+# Pixels of the largest map that is convolved by one matrix product, which is faster there than oneDNN's convolution,
+# unless that has its weights laid out already.
 PRODUCT = 8 * 8
 # Channels, in and out, and pixels in all, from which Winograd's algorithm takes 0.5 to 0.8 of a plain convolution's
 # time. With 128 channels its additions cost what its products save; with fewer pixels its filters do, and all the

@@ -40,8 +40,8 @@ def coefficients(config: NoiseConfig, sigma: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 @functools.lru_cache(maxsize=1000)
-def _scalars(noise: Noise, sigma: float) -> tuple[float, float, float, float]:
-    """c_in, c_skip, c_out and the time: 0.1 ms of small tensors, which other pictures of the same steps need, too."""
+def scalars(noise: Noise, sigma: float) -> tuple[float, float, float, float]:
+    """c_in, c_skip, c_out and the time at one sigma: 0.1 ms of small tensors, which other pictures need, too."""
     at = torch.tensor(sigma, dtype=torch.float64)
     c_in, c_skip, c_out = (c.item() for c in coefficients(noise.config, at))
     return c_in, c_skip, c_out, noise.timestep(at).item()
@@ -61,7 +61,7 @@ class Denoiser:
         With `copies` x goes in so many times, one after the other, each under another text. Copies of one row are
         a view, whose stride tells the network that they are equal.
         """
-        c_in, c_skip, c_out, time = _scalars(self.noise, float(sigma))
+        c_in, c_skip, c_out, time = scalars(self.noise, float(sigma))
         noisy, x = (h.expand(copies, *h.shape).flatten(0, 1) for h in ((c_in * x).to(self.dtype), x))
         t = torch.full(x.shape[:1], time, dtype=torch.float32)  # [B], on the CPU: to look at it waits for no device
         return c_skip * x + c_out * self.network(noisy, t, text).to(x.dtype)

@@ -47,13 +47,17 @@ def _twin(module: M) -> M:
     return twin
 
 
+def projected(x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+    """Tokens [B, N, C] through a linear layer, or through a 1x1 convolution, which is one."""
+    return linear(x, layer.weight.flatten(1), layer.bias)
+
+
 def _is_small(network: nn.Module) -> bool:
     return sum(weight.numel() for weight in network.parameters()) <= WEIGHTS
 
 
-def projected(x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
-    """Tokens [B, N, C] through a linear layer, or through a 1x1 convolution, which is one."""
-    return linear(x, layer.weight.flatten(1), layer.bias)
+def _is_recorded(network: "FastUNet | FastDecoder", x: Tensor) -> bool:
+    return network.small and x.is_cpu and x[0, 0].numel() * network.numbers <= RECORDED
 
 
 class FastUNet(UNet):
@@ -62,6 +66,7 @@ class FastUNet(UNet):
     def prepare(self) -> None:
         self.widths = [module.conv1.out_channels for module in self.modules() if isinstance(module, ResBlock)]
         self.table: dict[float, Tensor] = {}
+        self.numbers = self.config.block_out_channels[0]  # of the largest map, for each pixel of latents
         self.recordings = Recordings(self.flat)
         self.small = _is_small(self)
 
@@ -71,10 +76,7 @@ class FastUNet(UNet):
         if x.stride(0) == 0 and added is None and guided is None:
             x = x[:1]  # equal rows part at the first text that they attend to
         inputs = [x, self.time(t, added, guided), *(tensor for pair in keys_values for tensor in pair)]
-        numbers = x[0, 0].numel() * self.config.block_out_channels[0]
-        if not (self.small and x.is_cpu and numbers <= RECORDED):
-            return self.flat(*inputs)
-        return self.recordings(*inputs)
+        return self.recordings(*inputs) if _is_recorded(self, x) else self.flat(*inputs)
 
     def time(self, t: Tensor, added: Tensor | None, guided: Tensor | None) -> Tensor:
         """`times` of all blocks side by side, with a row for all of the batch where nothing is added to the time."""
@@ -225,14 +227,14 @@ class FastDecoder(Decoder):
 
     def prepare(self) -> None:
         doublings = sum(isinstance(layer, Upsample) for layer in _layers(self.up_blocks))
-        self.numbers = 4**doublings * self.conv_out.in_channels  # of the largest map, for each pixel of latents
+        self.numbers = 4**doublings * self.conv_out.in_channels  # as of the U-Net
         self.recordings = Recordings(self.layers)
         self.small = _is_small(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cpu and x[0, 0].numel() >= TRIMMED:
             trim()
-        if self.small and x.is_cpu and x[0, 0].numel() * self.numbers <= RECORDED:
+        if _is_recorded(self, x):
             return self.recordings(x.clone()).clone()  # neither is kept by who gave it or gets it
         return self.layers(x)
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from diffusion.conditioning import Conditioning, stack
-from diffusion.denoiser import Denoiser, coefficients
-from diffusion.schedulers import NoiseConfig
+from diffusion.denoiser import Denoiser, scalars
+from diffusion.noise import Noise
 
 Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) => x0
 ALL = (0.0, math.inf)  # of the noise levels
@@ -72,7 +72,7 @@ def guide(
         if rescale and here != 1:
             towards = [text.weight * (x0 - without) for text, x0 in zip(texts, [first, *others], strict=True)]
             plain = without + torch.stack(towards).sum(0)  # at scale 1
-            guided = rescaled(guided, plain, rescale, x, sigma, denoiser.noise.config)
+            guided = rescaled(guided, plain, rescale, x, sigma, denoiser.noise)
         return guided
 
     return denoise
@@ -105,12 +105,12 @@ class Told:
         return self.contexts[key][0]
 
 
-def rescaled(guided: Tensor, text: Tensor, amount: float, x: Tensor, sigma: float, config: NoiseConfig) -> Tensor:
+def rescaled(guided: Tensor, text: Tensor, amount: float, x: Tensor, sigma: float, noise: Noise) -> Tensor:
     """Guided x0, whose prediction is brought `amount` of the way to the spread of the text's.
 
     Lin et al. 2024, equations 15 and 16.
     """
-    _, c_skip, c_out = (c.item() for c in coefficients(config, torch.tensor(sigma, dtype=torch.float64)))
+    _, c_skip, c_out, _ = scalars(noise, sigma)
     prediction, wanted = ((x0 - c_skip * x) / c_out for x0 in (guided, text))  # x0 = c_skip x + c_out F
     inner = list(range(1, x.dim()))
     factor = wanted.std(inner, keepdim=True) / prediction.std(inner, keepdim=True)

@@ -77,7 +77,7 @@ class Noise:
         """The sigma at a share of sigma's time, cut to a whole one; EDM's time has no beginning to count from."""
         if self.config.edm:
             return share * sigma
-        time = self.timestep(sigma).float()  # a time of the table's own, between which float64 might fall short of it
+        time = torch.tensor(self.time(sigma))  # float32, in which the product is diffusers', too
         return self.sigma((share * time).floor()).item()
 
     def time(self, sigma: float) -> float:

@@ -1,8 +1,7 @@
 """Samplers that solve the probability-flow ODE, dx / dsigma = (x - x0) / sigma (Karras et al. 2022, equation 1).
 
 Without churn they draw no noise: the picture is a function of its first x. See `samplers` for their form.
-The multistep solvers end with lower orders where there are fewer than `few` steps.
-Lu et al. 2022a is DPM-Solver, 2022b DPM-Solver++.
+Lu et al. 2022a is DPM-Solver.
 """
 
 import math
@@ -168,7 +167,10 @@ def _denoised(x: Tensor, slope: Tensor, sigma: float, velocity: bool) -> Tensor:
 def deis(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Draw, *, order: int = 2, few: float = FEW
 ) -> Tensor:
-    """DEIS in log rho (Zhang & Chen 2023): the noise as a polynomial in log sigma. Order 1 to 3."""
+    """DEIS in log rho (Zhang & Chen 2023): the noise as a polynomial in log sigma. Order 1 to 3.
+
+    The last steps have lower orders where there are fewer than `few`.
+    """
     grid, steps = levels(sigmas), len(sigmas) - 1  # equal sigmas at the end count as steps to be few or not
     slopes = deque[Tensor](maxlen=order)
     for i, (sigma, lower) in enumerate(pairwise(grid)):

@@ -19,7 +19,6 @@ from diffusion.seeds import Draw
 
 Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) => x0
 Leap = Callable[[float, float], float]  # (sigma, share) => the sigma a share of a step below: see `schedules.leap`
-
 Time = Callable[[float], float]  # sigma => the network's time
 Limit = Callable[[Tensor], Tensor]  # x0 => x0 within limits
 
